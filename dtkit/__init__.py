@@ -1,0 +1,74 @@
+"""dtkit: train a notebook's cells on every device.
+
+In a notebook::
+
+    %load_ext dtkit
+    %dist_init -n 2
+
+    %%dist_train
+    ...  # an ordinary single-device training cell
+
+On the driver: `Session`, `current_session()`, `last_run` and the errors. On a
+rank: `log`. Everything is loaded on first use; importing dtkit loads neither
+torch nor widgets.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dtkit.errors import DtkitError, InvalidInputError, RankError
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from dtkit.engine.log import log
+    from dtkit.run import Run
+    from dtkit.session import Session, current_session
+
+    last_run: Run | None
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DtkitError",
+    "InvalidInputError",
+    "RankError",
+    "Session",
+    "current_session",
+    "last_run",
+    "load_ipython_extension",
+    "log",
+    "unload_ipython_extension",
+]
+
+_LAZY = {
+    "Session": "dtkit.session",
+    "current_session": "dtkit.session",
+    "log": "dtkit.engine.log",
+}
+
+
+def __getattr__(name: str) -> object:
+    import importlib  # inside: the module's names are its public face
+
+    if name == "last_run":
+        return importlib.import_module("dtkit.session").last_run()
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    msg = f"module 'dtkit' has no attribute {name!r}"
+    raise AttributeError(msg)
+
+
+def load_ipython_extension(shell: InteractiveShell) -> None:
+    """Register the magics; called by `%load_ext dtkit`."""
+    from dtkit.magics import load
+
+    load(shell)
+
+
+def unload_ipython_extension(shell: InteractiveShell) -> None:
+    """Take the magics away; called by `%unload_ext dtkit`. An open session stays open."""
+    from dtkit.magics import unload
+
+    unload(shell)

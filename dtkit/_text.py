@@ -1,0 +1,265 @@
+"""A run in words: its numbers as short text, one line for a terminal, a plain summary."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import TYPE_CHECKING
+
+from dtkit._ranks import format_ranks
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dtkit.output import OutputBlock
+    from dtkit.telemetry.view import RankView, RunView
+
+__all__ = [
+    "GLYPHS",
+    "MAX_ROWS",
+    "OVER",
+    "SLOW_RATIO",
+    "format_loss",
+    "format_metrics",
+    "format_ms",
+    "format_percent",
+    "format_progress",
+    "format_rate",
+    "format_size",
+    "format_time",
+    "mean_rate",
+    "nonfinite_since",
+    "peak_rank",
+    "rate_per_rank",
+    "slow_ranks",
+    "slowdown",
+    "summary_text",
+    "tail",
+    "telling_ranks",
+    "text_line",
+]
+
+GLYPHS = {
+    "starting": "○",
+    "running": "●",
+    "pausing": "❚❚",
+    "paused": "❚❚",
+    "stopping": "■",
+    "stopped": "■",
+    "finished": "✔",
+    "failed": "✖",
+    "lost": "✖",
+}
+OVER = ("finished", "stopped", "failed")
+"""States of a run that will not change any more."""
+
+MAX_ROWS = 8
+"""Ranks shown one by one; of more, only the slowest, the median and the fastest."""
+
+SLOW_RATIO = 1.5
+"""A rank whose compute and data time is above so many medians is called slow."""
+
+_UNKNOWN = "–"
+_NUM_NONFINITE = 3
+"""So many steps without a finite loss are no accident: a GAN's every other step has none."""
+
+
+def format_loss(value: float) -> str:
+    """Return four significant digits: 1.298, 12.98, 1.298e-05."""
+    if not math.isfinite(value):
+        return _nonfinite(value)
+    if value and not 1e-3 <= abs(value) < 1e6:  # noqa: PLR2004
+        return f"{value:.3e}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}"  # noqa: PLR2004
+
+
+def format_rate(value: float) -> str:
+    """Return a number of things per second: 5,055 or 12.5."""
+    if not math.isfinite(value):
+        return _nonfinite(value)
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"  # noqa: PLR2004
+
+
+def format_ms(value: float) -> str:
+    """Return milliseconds without their unit: 0.25, 12.5, 1,250."""
+    if not math.isfinite(value):
+        return _nonfinite(value)
+    if value >= 1000:  # noqa: PLR2004
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 1 or not value else f"{value:.2f}"
+
+
+def format_percent(share: float) -> str:
+    """Return a share between 0 and 1 as "18 %"."""
+    return f"{100 * share:.0f} %" if math.isfinite(share) else _nonfinite(share)
+
+
+def format_size(gib: float) -> str:
+    """Return GiB as "9.4 GiB" or "620 MiB"."""
+    if not math.isfinite(gib):
+        return _nonfinite(gib)
+    return f"{gib:.1f} GiB" if gib >= 1 else f"{1024 * gib:.0f} MiB"
+
+
+def format_time(seconds: float) -> str:
+    """Return "0:07", "12:34" or "1:02:03"."""
+    if not math.isfinite(seconds):
+        return _nonfinite(seconds)
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def format_progress(view: RunView) -> str:
+    """Return "131/400 · 0:07 < 0:14 · 20 it/s": steps, elapsed time < time left, pace."""
+    is_known = view.total_steps and view.step <= view.total_steps
+    steps = f"{view.step:,}/{view.total_steps:,}" if is_known else f"{view.step:,} steps"
+    time = format_time(view.elapsed_s)
+    if math.isfinite(view.eta_s) and view.state not in OVER:
+        time += f" < {format_time(view.eta_s)}"
+    return " · ".join(part for part in (steps, time, _pace(view.step_ms)) if part)
+
+
+def format_metrics(view: RunView) -> str:
+    """Return "lr 3.0e-04 · accuracy 0.7132": the learning rate and what the cell logged."""
+    rate = [f"lr {view.lr:.3g}"] if math.isfinite(view.lr) else []
+    return " · ".join([*rate, *(f"{k} {format_loss(v)}" for k, v in view.metrics.items())])
+
+
+def mean_rate(view: RunView) -> float:
+    """Return samples/s: of the last seconds while the run goes on, of all of it at its end."""
+    known = [r for r in view.rate.tolist() if math.isfinite(r) and r > 0]
+    # Each point stands for about as many samples as any other: hence the harmonic mean.
+    return statistics.harmonic_mean(known) if known and view.state in OVER else view.samples_per_s
+
+
+def rate_per_rank(view: RunView) -> str:
+    """Return "1,264 per rank"; empty when there is one rank or no rate."""
+    rate = mean_rate(view)
+    if math.isnan(rate) or len(view.ranks) == 1:
+        return ""
+    return f"{format_rate(rate / len(view.ranks))} per rank"
+
+
+def peak_rank(view: RunView) -> str:
+    """Return "on rank 3": the one whose memory peak is the run's."""
+    known = [r for r in view.ranks if math.isfinite(r.peak_gib)]
+    return f"on rank {max(known, key=lambda r: r.peak_gib).rank}" if len(known) > 1 else ""
+
+
+def nonfinite_since(view: RunView) -> int | None:
+    """Return the step from which on the loss is NaN or infinite; None when it is not."""
+    for num, value in enumerate(reversed(view.loss_raw.tolist())):
+        if math.isfinite(value):
+            return int(view.loss_step[-num]) if num >= _NUM_NONFINITE else None
+    return None
+
+
+def slowdown(view: RunView) -> dict[int, float]:
+    """Return compute and data time against the ranks' median, for each rank where it is known."""
+    busy_ms = {r.rank: r.compute_ms + r.data_ms for r in view.ranks if math.isfinite(r.step_ms)}
+    if len(busy_ms) < 2:  # noqa: PLR2004  alone, nobody is slow
+        return {}
+    # The lower median: of two ranks it is the faster one, so that the other can be slow.
+    median_ms = statistics.median_low(busy_ms.values())
+    return {rank: ms / median_ms for rank, ms in busy_ms.items()} if median_ms > 0 else {}
+
+
+def slow_ranks(view: RunView) -> list[int]:
+    """Return the ranks that the others wait for."""
+    return [rank for rank, ratio in slowdown(view).items() if ratio > SLOW_RATIO]
+
+
+def telling_ranks(view: RunView) -> list[tuple[RankView, str]]:
+    """Return the ranks to show with a word on why: all of few; of many the telling ones."""
+    if len(view.ranks) <= MAX_ROWS:
+        return [(rank, "") for rank in view.ranks]
+    ratios = slowdown(view)
+    order = sorted((r for r in view.ranks if r.rank in ratios), key=lambda r: ratios[r.rank])
+    gone = [(r, "") for r in view.ranks if r.state in ("failed", "lost")][:MAX_ROWS]
+    if not order:
+        return gone or [(r, "") for r in view.ranks[:3]]
+    rows = [(order[-1], "slowest"), (order[(len(order) - 1) // 2], "median"), (order[0], "fastest")]
+    shown = {rank.rank for rank, _ in rows}
+    return rows + [(r, why) for r, why in gone if r.rank not in shown]
+
+
+def tail(text: str, max_chars: int) -> str:
+    """Return the newest whole lines of `text` within `max_chars`, saying what is left out."""
+    if len(text) <= max_chars:
+        return text
+    cut = text[-max_chars:]
+    cut = cut[cut.find("\n") + 1 :]
+    num_lines = text.count("\n", 0, len(text) - len(cut))
+    return f"… {num_lines:,} earlier lines are not shown\n{cut}"
+
+
+def text_line(view: RunView) -> str:
+    """Return the run in one line, for terminals and log files."""
+    parts = [
+        f"{GLYPHS.get(view.state, '●')} {view.state}",
+        format_progress(view),
+        f"loss {format_loss(view.loss)}",
+        f"{format_rate(mean_rate(view))} samples/s",
+        f"comm {format_percent(view.comm_share)}",
+    ]
+    since = nonfinite_since(view)
+    if since is not None:
+        parts[2] = f"✖ loss not finite since step {since:,}"
+    return " · ".join(parts)
+
+
+def summary_text(view: RunView, blocks: Sequence[OutputBlock], max_log_chars: int = 4000) -> str:
+    """Return the run as plain text of several lines."""
+    about = "  ".join(part for part in (view.name, view.recipe) if part)
+    numbers = (
+        f"loss {format_loss(view.loss)} (best {format_loss(view.best_loss)})",
+        f"{format_rate(mean_rate(view))} samples/s",
+        f"step {format_ms(view.step_ms)} ms",
+        f"data wait {format_percent(view.data_share)}",
+        f"comm {format_percent(view.comm_share)}",
+        f"peak memory {format_size(view.peak_gib)}",
+    )
+    lines = [f"{GLYPHS.get(view.state, '●')} {view.state}  {format_progress(view)}  {about}"]
+    lines += [view.error] if view.error else []
+    lines += [" · ".join(numbers)]
+    metrics = format_metrics(view)
+    lines += [metrics] if metrics else []
+    lines += _table(view)
+    lines += [f"note: {note}" for note in view.notes]
+    for block in blocks:
+        lines += [f"── {format_ranks(block.ranks, len(view.ranks))} ──"]
+        lines += [tail(block.text, max_log_chars // len(blocks)).rstrip("\n")]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _table(view: RunView) -> list[str]:
+    ratios = slowdown(view)
+    rows = [("rank", "device", "step", "ms/step", "vs median", "samples/s", "memory", "state")]
+    for rank, why in telling_ranks(view):
+        ratio = ratios.get(rank.rank, math.nan)
+        rows.append((
+            f"{rank.rank} {why}".rstrip(),
+            rank.device or _UNKNOWN,
+            f"{rank.step:,}",
+            format_ms(rank.step_ms),
+            f"{ratio:.2f} x" if math.isfinite(ratio) else _UNKNOWN,
+            format_rate(rank.samples_per_s),
+            format_size(rank.peak_gib),
+            rank.state,
+        ))  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+
+
+def _pace(step_ms: float) -> str:
+    if not math.isfinite(step_ms) or step_ms <= 0:
+        return ""
+    per_s = 1000 / step_ms
+    if per_s < 1:
+        return f"{step_ms / 1000:.1f} s/it"
+    return f"{per_s:,.0f} it/s" if per_s >= 10 else f"{per_s:.1f} it/s"  # noqa: PLR2004
+
+
+def _nonfinite(value: float) -> str:
+    return _UNKNOWN if math.isnan(value) else "∞" if value > 0 else "−∞"

@@ -1,0 +1,119 @@
+"""Which rank runs where: the one place that maps ranks to engines and devices."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from dtkit.errors import InvalidInputError
+
+__all__ = ["Slot", "gpu_indices", "place_local"]
+
+MAX_DEFAULT_CPU_RANKS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One rank's place.
+
+    Attributes:
+        rank: global rank in the process group, 0 to world_size - 1.
+        engine: id of the ipyparallel engine that the rank lives on.
+        local_rank: index among the ranks of the same host.
+        gpu: physical index of the rank's GPU on its host, None for the CPU.
+        num_threads: intra-op threads the rank may use.
+        shares_gpu: whether another rank uses the same GPU.
+    """
+
+    rank: int
+    engine: int
+    local_rank: int
+    gpu: str | None
+    num_threads: int
+    shares_gpu: bool = False
+
+    @property
+    def device(self) -> str:
+        """What the rank itself calls its device: it sees only its own GPU."""
+        return "cpu" if self.gpu is None else "cuda:0"
+
+
+def gpu_indices() -> list[str]:
+    """Return this host's GPUs as CUDA names them, without loading CUDA.
+
+    `CUDA_VISIBLE_DEVICES` is honoured. NVML is asked through `nvidia-smi`-free
+    means: the driver's own device nodes.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
+    try:
+        nodes = os.listdir("/proc/driver/nvidia/gpus")
+    except OSError:
+        return []
+    return [str(i) for i in range(len(nodes))]
+
+
+def place_local(
+    num_ranks: int | None,
+    devices: str | None,
+    *,
+    oversubscribe: bool = False,
+    gpus: list[str] | None = None,
+    num_cores: int | None = None,
+) -> tuple[Slot, ...]:
+    """Return one slot per rank on this host.
+
+    Args:
+        num_ranks: how many ranks; None means one per device (CPU: the cores, at most 4).
+        devices: `cpu`, or GPU indices such as `0,1`; None means every GPU, the CPU without one.
+        oversubscribe: let several ranks share a GPU.
+        gpus: the host's GPUs; None asks the machine.
+        num_cores: CPU cores to divide among the ranks; None asks the machine.
+
+    Raises:
+        InvalidInputError: the devices do not exist, or are fewer than the ranks.
+    """
+    gpus = gpu_indices() if gpus is None else gpus
+    num_cores = num_cores or len(os.sched_getaffinity(0))
+    chosen = _choose_devices(devices, gpus)
+    if num_ranks is None:
+        num_ranks = len(chosen) or min(num_cores, MAX_DEFAULT_CPU_RANKS)
+    if num_ranks < 1:
+        msg = f"-n {num_ranks}: at least one rank is needed, for example -n 2"
+        raise InvalidInputError(msg)
+    if chosen and num_ranks > len(chosen) and not oversubscribe:
+        msg = (
+            f"-n {num_ranks}: there are only {len(chosen)} GPUs ({', '.join(chosen)}); use -n "
+            f"{len(chosen)}, or add --oversubscribe so that ranks share a GPU (over gloo, slower)"
+        )
+        raise InvalidInputError(msg)
+    num_threads = max(1, num_cores // num_ranks)
+    return tuple(
+        Slot(
+            rank=i,
+            engine=i,
+            local_rank=i,
+            gpu=chosen[i % len(chosen)] if chosen else None,
+            num_threads=num_threads,
+            shares_gpu=num_ranks > len(chosen) > 0,
+        )
+        for i in range(num_ranks)
+    )
+
+
+def _choose_devices(devices: str | None, gpus: list[str]) -> list[str]:
+    if devices is None:
+        return gpus
+    if devices == "cpu":
+        return []
+    chosen = [name.strip() for name in devices.split(",")]
+    unknown = [name for name in chosen if name not in gpus]
+    if unknown:
+        there = f"GPUs {', '.join(gpus)}" if gpus else "no GPU here"
+        msg = f"--devices {devices}: no GPU {', '.join(unknown)}; there is {there}, or --devices cpu"
+        raise InvalidInputError(msg)
+    if len(set(chosen)) < len(chosen):
+        msg = f"--devices {devices}: a GPU is named twice; for ranks that share one use --oversubscribe"
+        raise InvalidInputError(msg)
+    return chosen

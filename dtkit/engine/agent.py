@@ -1,0 +1,110 @@
+"""The engine's own agent: one per process, answers the driver even while a cell runs.
+
+It owns the process group and the current run, takes control requests on
+ipyparallel's control thread (over its authenticated channel: no port of our
+own) and sends events along the cell's output.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Protocol
+
+from IPython.core.getipython import get_ipython
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dtkit.engine.group import Group
+
+__all__ = ["Agent", "agent", "install"]
+
+Request = dict[str, Any]  # Any: JSON
+
+
+class Run(Protocol):
+    """What the agent needs of a run."""
+
+    def answer(self, request: Request) -> Request:
+        """Answer a control request that is about the run."""
+
+
+class Agent:
+    """State of this engine; see the module's docstring."""
+
+    def __init__(self, kernel: Any) -> None:  # Any: ipykernel's kernel is untyped
+        self.kernel = kernel
+        self.group: Group | None = None
+        self.group_store: Any = None
+        self.run: Run | None = None
+        self._parent: dict[str, Any] = {}
+        self._handlers: dict[str, Callable[[Request], Request]] = {"cut": self._cut}
+
+    def on(self, operation: str, handler: Callable[[Request], Request]) -> None:
+        """Let `handler` answer control requests of this name, on the control thread."""
+        self._handlers[operation] = handler
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a cell or a call of the driver is running on the main thread."""
+        return bool(self.kernel.shell_is_blocking)
+
+    def note_parent(self) -> None:
+        """Remember the request that is running: events are sent as its output."""
+        self._parent = self.kernel.get_parent("shell")
+
+    def send(self, lines: list[bytes]) -> None:
+        """Send encoded events to the driver, from any thread."""
+        self.kernel.session.send(
+            self.kernel.iopub_socket,
+            "dtkit_events",
+            content={},
+            parent=self._parent,
+            ident=b"dtkit.events",
+            buffers=[b"\n".join(lines)],
+        )
+
+    def _cut(self, _request: Request) -> Request:
+        from dtkit.engine.group import release  # loads torch; the agent itself does not need it
+
+        return {"num_cut": release(self.group) if self.group else 0}
+
+    def _on_request(self, stream: Any, ident: Any, parent: Any) -> None:
+        request = json.loads(parent["content"]["json"])
+        try:
+            reply = self._answer(request)
+        except Exception as error:  # noqa: BLE001  the driver gets it as the answer
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        self.kernel.session.send(
+            stream, "dtkit_reply", {"json": json.dumps(reply)}, parent=parent, ident=ident
+        )
+
+    def _answer(self, request: Request) -> Request:
+        handler = self._handlers.get(request["operation"])
+        if handler is not None:
+            return handler(request)
+        if self.run is None:
+            return {"running": False}
+        return {"running": True, **self.run.answer(request)}
+
+
+def install() -> None:
+    """Install the agent into this engine's kernel; harmless when it is there."""
+    kernel = get_ipython().kernel  # type: ignore[no-untyped-call]
+    if getattr(kernel, "dtkit_agent", None) is None:
+        kernel.dtkit_agent = installed = Agent(kernel)
+        kernel.control_handlers["dtkit_request"] = installed._on_request  # noqa: SLF001
+
+
+def agent() -> Agent:
+    """Return this engine's agent.
+
+    Raises:
+        RuntimeError: this process is not an engine of dtkit.
+    """
+    shell = get_ipython()  # type: ignore[no-untyped-call]
+    found = getattr(getattr(shell, "kernel", None), "dtkit_agent", None)
+    if found is None:
+        msg = "this process is not an engine that dtkit started"
+        raise RuntimeError(msg)
+    return found  # type: ignore[no-any-return]

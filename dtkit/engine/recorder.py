@@ -1,0 +1,192 @@
+"""Recorder: what one rank measures of a run, at a few microseconds a step."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+
+from dtkit.events import STEP_COLUMNS, Event, LogBatch, RankEnded, StepBatch, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+__all__ = ["Recorder"]
+
+RING_STEPS = 65_536
+FLUSH_INTERVAL_S = 0.1
+
+
+class Recorder:
+    """Takes the marks of one run, and sends and stores them in batches.
+
+    The marks are made on the training thread and cost no I/O and no device
+    synchronisation: values on a GPU are kept as tensors and read by the thread
+    that flushes them, ten times a second.
+
+    Args:
+        rank: this rank.
+        device: whose memory is reported.
+        start_unix_s: the run's start, seconds since the epoch.
+        path: file that the events are appended to, a JSON line each.
+        send: takes the same lines to the driver.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        device: torch.device,
+        start_unix_s: float,
+        path: Path,
+        send: Callable[[list[bytes]], None],
+    ) -> None:
+        self.rank = rank
+        self.num_steps = 0
+        self._device = device
+        self._send = send
+        self._file = path.open("ab")
+        self._ring: deque[tuple[Any, ...]] = deque(maxlen=RING_STEPS)
+        self._log: deque[tuple[int, float, dict[str, Any]]] = deque()
+        self._outbox: deque[Event] = deque()
+        self._process = psutil.Process()
+        self._peak_bytes = 0
+        self._num_dropped = 0
+        # time.time() can jump; offsets are taken on the monotonic clock.
+        self._zero_s = time.perf_counter() - (time.time() - start_unix_s)
+        self._last_s = time.perf_counter()
+        self._clear()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="dtkit-recorder", daemon=True)
+        self._thread.start()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the run's start."""
+        return time.perf_counter() - self._zero_s
+
+    def saw_loss(self, loss: torch.Tensor) -> None:
+        """Add a loss that is being backpropagated; their sum is the step's loss."""
+        if loss.is_cpu:
+            self._loss += loss.item()
+        else:
+            self._device_losses.append(loss.detach())
+        self._num_losses += 1
+
+    def saw_batch(self, num_samples: int, wait_s: float) -> None:
+        """Add a batch that the cell got from a DataLoader, and how long it waited for it."""
+        self._samples += num_samples
+        self._data_s += wait_s
+
+    def waited(self, seconds: float) -> None:
+        """Add time spent waiting for other ranks' gradients."""
+        self._comm_s += seconds
+
+    def stepped(self, lr: float) -> None:
+        """Close the step: everything since the last one belongs to it."""
+        now_s = time.perf_counter()
+        self.num_steps += 1
+        if len(self._ring) == RING_STEPS:
+            self._num_dropped += 1
+        self._ring.append((
+            self.num_steps,
+            now_s - self._zero_s,
+            self._step_loss(),
+            self._samples,
+            1000.0 * (now_s - self._last_s),
+            1000.0 * self._data_s,
+            1000.0 * self._comm_s,
+            lr,
+        ))  # fmt: skip
+        self._last_s = now_s
+        self._clear()
+
+    def skipped(self) -> None:
+        """Drop what was collected for a step that the GradScaler skipped."""
+        self._clear()
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        """Keep metrics under the current step; tensors are read later."""
+        self._log.append((self.num_steps, self.elapsed_s, metrics))
+
+    def emit(self, event: Event) -> None:
+        """Send an event with the next batch."""
+        self._outbox.append(event)
+
+    def close(self) -> None:
+        """Send what is left and end the thread."""
+        self._stop.set()
+        self._thread.join()
+        self.flush()
+        self._file.close()
+
+    def flush(self) -> None:
+        """Send and store everything collected so far."""
+        with self._lock:
+            self._sample_memory()
+            lines = [encode(event) for event in self._drain()]
+            if lines:
+                self._file.write(b"\n".join(lines) + b"\n")
+                self._file.flush()
+                self._send(lines)
+
+    def _run(self) -> None:
+        while not self._stop.wait(FLUSH_INTERVAL_S):
+            self.flush()
+
+    def _clear(self) -> None:
+        self._loss = 0.0
+        self._num_losses = 0
+        self._device_losses: list[torch.Tensor] = []
+        self._samples = 0
+        self._data_s = 0.0
+        self._comm_s = 0.0
+
+    def _step_loss(self) -> float | tuple[float, list[torch.Tensor]]:
+        if self._device_losses:
+            return (self._loss, self._device_losses)
+        return self._loss if self._num_losses else float("nan")
+
+    def _drain(self) -> list[Event]:
+        waiting = [self._outbox.popleft() for _ in range(len(self._outbox))]
+        # A rank's end is the last that is heard of it: its steps come before.
+        last = [event for event in waiting if isinstance(event, RankEnded)]
+        events = [event for event in waiting if not isinstance(event, RankEnded)]
+        rows = [self._ring.popleft() for _ in range(len(self._ring))]
+        if rows:
+            columns = dict(zip(STEP_COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
+            columns["loss"] = _read_losses(columns["loss"])
+            dropped, self._num_dropped = self._num_dropped, 0
+            events.append(StepBatch(self.rank, columns, self._peak_bytes, dropped))
+        records = [self._log.popleft() for _ in range(len(self._log))]
+        if records:
+            steps, times, metrics = map(list, zip(*records, strict=True))
+            values = [{k: float(v) for k, v in m.items()} for m in metrics]
+            events.append(LogBatch(self.rank, steps, times, values))
+        return events + last
+
+    def _sample_memory(self) -> None:
+        if self._device.type == "cuda":
+            now = torch.cuda.max_memory_allocated(self._device)
+        else:
+            now = self._process.memory_info().rss
+        self._peak_bytes = max(self._peak_bytes, now)
+
+
+def _read_losses(losses: list[Any]) -> list[float]:
+    """Read the losses that are still on a device, all at once: one synchronisation."""
+    pending = [t for loss in losses if isinstance(loss, tuple) for t in loss[1]]
+    if not pending:
+        return losses
+    values = iter(torch.stack([t.float() for t in pending]).tolist())
+    return [
+        loss[0] + sum(next(values) for _ in loss[1]) if isinstance(loss, tuple) else loss
+        for loss in losses
+    ]

@@ -1,0 +1,114 @@
+"""Everything dtkit raises, in one tree.
+
+DtkitError
+├── InvalidInputError   the user asked for something that cannot be done; the text names the fix
+├── ClosedError         the session was shut down (by the user: not a fault)
+├── StartError          the cluster or the process group did not come up
+├── EngineDiedError     an engine's process ended while it was needed (the world's fault)
+└── RankError           the user's code raised on one or more ranks
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = [
+    "ClosedError",
+    "DtkitError",
+    "EngineDiedError",
+    "InvalidInputError",
+    "RankError",
+    "RankFailure",
+    "StartError",
+]
+
+
+class DtkitError(Exception):
+    """Base of every error that dtkit raises; catch this one to catch all."""
+
+    def _render_traceback_(self) -> list[str]:
+        # IPython calls this instead of printing the driver's own frames, which
+        # say nothing about what went wrong on the ranks.
+        return [f"{type(self).__name__}: {self}"]
+
+
+class InvalidInputError(DtkitError, ValueError):
+    """The request cannot be carried out as given; the message names the fix."""
+
+
+class ClosedError(DtkitError):
+    """The session was shut down. Start a new one with %dist_init."""
+
+
+class StartError(DtkitError):
+    """The cluster or its process group did not come up; holds the engines' last log lines."""
+
+
+class EngineDiedError(DtkitError):
+    """An engine's process ended while it was needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankFailure:
+    """What one rank reported when the cell failed there."""
+
+    rank: int
+    ename: str
+    evalue: str
+    traceback: str
+    line: int | None = None
+    is_echo: bool = False
+    """True when the failure only repeats another rank's (a collective that was released)."""
+
+
+class RankError(DtkitError):
+    """The cell failed on one or more ranks.
+
+    Attributes:
+        failures: one `RankFailure` per failed rank; the causal ones come first.
+        epilogue: what was done about it, e.g. which ranks were released.
+    """
+
+    def __init__(self, failures: tuple[RankFailure, ...], epilogue: str = "") -> None:
+        self.failures = failures
+        self.epilogue = epilogue
+        super().__init__(failures, epilogue)
+
+    @property
+    def causes(self) -> tuple[RankFailure, ...]:
+        """The failures that are not merely the echo of another rank's."""
+        return tuple(f for f in self.failures if not f.is_echo) or self.failures
+
+    def __str__(self) -> str:
+        lines = []
+        for ranks, failure in self._grouped():
+            where = f" (cell line {failure.line})" if failure.line else ""
+            lines.append(f"{_rank_list(ranks)}: {failure.ename}: {failure.evalue}{where}")
+        if self.epilogue:
+            lines.append(self.epilogue)
+        return "\n".join(lines)
+
+    def _grouped(self) -> list[tuple[list[int], RankFailure]]:
+        """Causal failures, the same one on several ranks taken together."""
+        groups: dict[tuple[str, str, int | None], tuple[list[int], RankFailure]] = {}
+        for failure in self.causes:
+            key = (failure.ename, failure.evalue, failure.line)
+            groups.setdefault(key, ([], failure))[0].append(failure.rank)
+        return list(groups.values())
+
+    def _render_traceback_(self) -> list[str]:
+        rendered = []
+        for ranks, failure in self._grouped():
+            rendered += [f"── {_rank_list(ranks)} ──", failure.traceback.rstrip()]
+        num_echoes = len(self.failures) - len(self.causes)
+        if num_echoes:
+            echoes = [f.rank for f in self.failures if f.is_echo]
+            rendered.append(f"({_rank_list(echoes)} failed as a consequence)")
+        if self.epilogue:
+            rendered.append(self.epilogue)
+        return rendered
+
+
+def _rank_list(ranks: list[int]) -> str:
+    noun = "rank" if len(ranks) == 1 else "ranks"
+    return f"{noun} {', '.join(map(str, sorted(ranks)))}"

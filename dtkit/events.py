@@ -1,0 +1,152 @@
+"""What a rank tells the driver during a run: the wire format, shared by both sides.
+
+One event is one JSON line, both on the wire and in the run's folder
+(`<run>/rank-<R>.jsonl`), so a run can be read back from disk with nothing but
+this module. Steps travel in columns, many per event, because a small model
+makes thousands of them a second. JSON has no infinities, so non-finite numbers
+are written as the strings "NaN", "Infinity" and "-Infinity" (the mapping that
+protobuf's JSON uses); `float()` reads them back.
+
+Standard library only: this module is imported by the driver, which must not
+load torch, and by the engines.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+__all__ = [
+    "STEP_COLUMNS",
+    "Event",
+    "LogBatch",
+    "Note",
+    "RankEnded",
+    "RankStarted",
+    "StepBatch",
+    "Total",
+    "decode",
+    "encode",
+]
+
+STEP_COLUMNS = ("step", "time_s", "loss", "samples", "step_ms", "data_ms", "comm_ms", "lr")
+"""Columns of `StepBatch`, one entry per optimizer step.
+
+step: index of the step in this run, from 1.
+time_s: seconds from the run's start to the end of the step.
+loss: sum of the losses that were backpropagated into the step, on this rank (NaN: none seen).
+samples: samples this rank contributed to the step (0: unknown).
+step_ms: wall time of the step. data_ms: of it, waiting for a DataLoader.
+comm_ms: of it, waiting for gradients of other ranks (exposed communication).
+lr: learning rate of the first parameter group.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class RankStarted:
+    """The rank entered the run."""
+
+    rank: int
+    pid: int
+    host: str
+    device: str
+    start_unix_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """Finished steps of one rank since its last batch; see `STEP_COLUMNS`."""
+
+    rank: int
+    columns: dict[str, list[float]]
+    peak_bytes: int = 0
+    """High-water mark of device memory (CUDA) or resident memory (CPU) in this run."""
+    num_dropped: int = 0
+    """Steps that fell out of the ring since the last batch because it was full."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogBatch:
+    """Values given to `dtkit.log`: parallel lists of step, seconds and metrics."""
+
+    rank: int
+    step: list[int]
+    time_s: list[float]
+    metrics: list[dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """How many steps the run's loops amount to, read from their source; an estimate."""
+
+    rank: int
+    num_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """One line for the user about what dtkit did, or left alone and why."""
+
+    rank: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class RankEnded:
+    """The rank left the run. state: finished, stopped or failed."""
+
+    rank: int
+    state: str
+    num_steps: int
+    time_s: float
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+Event = RankStarted | StepBatch | LogBatch | Total | Note | RankEnded
+_TYPES: dict[str, type[Any]] = {
+    cls.__name__: cls for cls in (RankStarted, StepBatch, LogBatch, Total, Note, RankEnded)
+}
+
+
+def encode(event: Event) -> bytes:
+    """Return the event as one JSON line without its line end."""
+    record = {"event": type(event).__name__, **asdict(event)}
+    try:
+        text = json.dumps(record, allow_nan=False, separators=(",", ":"))
+    except ValueError:
+        text = json.dumps(_finite(record), allow_nan=False, separators=(",", ":"))
+    return text.encode()
+
+
+def decode(line: bytes | str) -> Event:
+    """Return the event that `encode` wrote.
+
+    Raises:
+        ValueError: the line is not an event of this version.
+    """
+    record = json.loads(line)
+    cls = _TYPES.get(record.pop("event", None))
+    if cls is None:
+        msg = f"not a dtkit event: {line[:80]!r}"
+        raise ValueError(msg)
+    if cls is StepBatch:
+        record["columns"] = {k: list(map(float, v)) for k, v in record["columns"].items()}
+    elif cls is LogBatch:
+        record["metrics"] = [{k: float(v) for k, v in m.items()} for m in record["metrics"]]
+    try:
+        return cls(**record)  # type: ignore[no-any-return]
+    except TypeError as error:
+        msg = f"not a dtkit event of this version: {line[:80]!r}"
+        raise ValueError(msg) from error
+
+
+def _finite(value: Any) -> Any:  # Any: JSON is a recursive union
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value

@@ -1,0 +1,92 @@
+"""Arguments of magics: argparse with `-h`, and errors that name the fix."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import shlex
+from functools import wraps
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from IPython.core.error import UsageError
+
+from dtkit.errors import DtkitError, RankError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["HelpShown", "Parser", "usage_errors"]
+
+
+class HelpShown(Exception):  # noqa: N818  not an error
+    """`-h` was given: the help has been printed and there is nothing else to do."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Parses a magic's line; never exits the kernel.
+
+    Args:
+        name: the magic, with its percent signs.
+        about: what it does, in one sentence.
+    """
+
+    def __init__(self, name: str, about: str) -> None:
+        super().__init__(
+            prog=name, description=about, allow_abbrev=False, add_help=True, exit_on_error=False
+        )
+
+    def parse(self, line: str) -> argparse.Namespace:
+        """Return the line's arguments.
+
+        Raises:
+            UsageError: the line cannot be read; the text says what would be right.
+            HelpShown: `-h` was among them.
+        """
+        try:
+            words = shlex.split(line)
+        except ValueError as error:
+            self.error(f"{error}: check the quotes")
+        known, extra = self.parse_known_args(words)
+        if extra:
+            self.error(self._unknown(extra))
+        return known
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the message as IPython's UsageError."""
+        msg = f"{self.prog}: {message}\n({self.prog} -h lists the options)"
+        raise UsageError(msg)
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """End parsing after the help."""
+        raise HelpShown(message or status)
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:  # Any: argparse's overloads
+        """Parse, with argparse's own errors turned into ours."""
+        try:
+            return super().parse_known_args(*args, **kwargs)
+        except argparse.ArgumentError as error:
+            self.error(str(error))
+
+    def _unknown(self, words: list[str]) -> str:
+        options = [o for action in self._actions for o in action.option_strings]
+        text = f"unrecognized arguments: {' '.join(words)}"
+        close = difflib.get_close_matches(re.split(r"[ =]", words[0])[0], options, n=1)
+        return f"{text}; did you mean {close[0]}?" if close else text
+
+
+def usage_errors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Show what the user got wrong as a UsageError, without a traceback of ours."""
+
+    @wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except HelpShown:
+            return None
+        except RankError:
+            raise
+        except DtkitError as error:
+            raise UsageError(str(error)) from None
+
+    return wrapper

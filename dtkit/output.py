@@ -1,0 +1,87 @@
+"""What the ranks print: terminal semantics per rank, identical text merged over ranks."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["MAX_CHARS", "OutputBlock", "RankOutput", "merge_output"]
+
+MAX_CHARS = 200_000
+"""Text kept per rank and cell; of more, the newest is kept and the cut is said."""
+
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_CONTROL = re.compile(r"([\n\r\b])")
+
+
+@dataclass(frozen=True, slots=True)
+class OutputBlock:
+    """Text that exactly these ranks printed."""
+
+    ranks: tuple[int, ...]
+    text: str
+
+
+class RankOutput:
+    r"""The text of one rank, with `\r` and `\b` applied as a terminal would (tqdm needs it)."""
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque()
+        self._line: list[str] = []
+        self._column = 0
+        self._num_chars = 0
+        self._num_cut = 0
+
+    def write(self, text: str) -> None:
+        """Append text; a carriage return goes back to the start of the line."""
+        for piece in _CONTROL.split(_ANSI.sub("", text)):
+            if piece == "\n":
+                self._end_line()
+            elif piece == "\r":
+                self._column = 0
+            elif piece == "\b":
+                self._column = max(0, self._column - 1)
+            elif piece:
+                end = self._column + len(piece)
+                self._line[self._column : end] = piece
+                self._column = end
+
+    def clear(self) -> None:
+        """Forget everything, as `clear_output` does."""
+        self._lines.clear()
+        self._line.clear()
+        self._column = self._num_chars = self._num_cut = 0
+
+    @property
+    def text(self) -> str:
+        """Everything printed so far; of more than `MAX_CHARS` characters the newest."""
+        cut = f"… {self._num_cut:,} earlier lines are not shown\n" if self._num_cut else ""
+        return cut + "".join(self._lines) + "".join(self._line)
+
+    def _end_line(self) -> None:
+        line = "".join(self._line) + "\n"
+        self._line.clear()
+        self._column = 0
+        self._lines.append(line)
+        self._num_chars += len(line)
+        while self._num_chars > MAX_CHARS and len(self._lines) > 1:
+            self._num_chars -= len(self._lines.popleft())
+            self._num_cut += 1
+
+
+def merge_output(outputs: Mapping[int, RankOutput]) -> tuple[OutputBlock, ...]:
+    """Return the ranks' texts with equal ones merged, in order of their lowest rank.
+
+    Ranks that printed nothing are left out.
+    """
+    by_text: dict[str, list[int]] = {}
+    for rank in sorted(outputs):
+        text = outputs[rank].text
+        if text.strip():
+            by_text.setdefault(text, []).append(rank)
+    return tuple(OutputBlock(tuple(ranks), text) for text, ranks in by_text.items())

@@ -1,0 +1,51 @@
+"""Recipe: the flags of a run that change how it trains."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dtkit.errors import InvalidInputError
+
+__all__ = ["Recipe"]
+
+_BATCH = ("rank", "global")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How a cell is trained.
+
+    Attributes:
+        manual: leave the cell alone; it distributes itself.
+        batch: what a written batch size means: `rank`, of each rank, or `global`,
+            of all ranks together (then N ranks give the loss curve of one).
+    """
+
+    manual: bool = False
+    batch: str = "rank"
+
+    def __post_init__(self) -> None:
+        if self.batch not in _BATCH:
+            msg = f"--batch {self.batch}: choose one of {', '.join(_BATCH)}"
+            raise InvalidInputError(msg)
+        if self.manual and self.batch == "global":
+            msg = "--batch global divides the cell's DataLoaders, --manual leaves them alone: use one"
+            raise InvalidInputError(msg)
+
+    def __str__(self) -> str:
+        flags = []
+        if self.manual:
+            flags.append("--manual")
+        if self.batch != "rank":
+            flags.append(f"--batch {self.batch}")
+        return " ".join(flags)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+        """Return the recipe that `to_dict` gave."""
+        return cls(**values)

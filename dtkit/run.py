@@ -1,0 +1,179 @@
+"""Run: one execution of `%%dist_train`, while it lasts and ever after."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dtkit.celloutput import CellOutput
+from dtkit.errors import InvalidInputError
+from dtkit.telemetry import RunState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dtkit.recipe import Recipe
+    from dtkit.telemetry import History, RunView
+
+__all__ = ["Run", "create_run"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class Run:
+    """One execution of a training cell.
+
+    Attributes:
+        name: as given with `--name`, or the time it started.
+        recipe: the flags that changed how it trained.
+        ranks: the ranks that took part.
+        cell: the cell's source.
+        dir: folder with `run.json`, `cell.py` and one `rank-<R>.jsonl` of events per rank.
+        error: what it failed with, else None.
+    """
+
+    def __init__(
+        self, name: str, cell: str, recipe: Recipe, ranks: Sequence[int], folder: Path
+    ) -> None:
+        self.name = name
+        self.cell = cell
+        self.recipe = recipe
+        self.ranks = tuple(ranks)
+        self.dir = folder
+        self.error: BaseException | None = None
+        self.start_unix_s = time.time()
+        self._state = RunState(name, ranks, str(recipe), self.start_unix_s)
+        self.output = CellOutput(ranks, self._state.handle)
+        self.requests = Requests()
+        self._final: dict[str, object] | None = None
+
+    @property
+    def state(self) -> str:
+        """One of running, finished, stopped and failed."""
+        state = self._state.view().state
+        return state if state in ("finished", "stopped", "failed") else "running"
+
+    @property
+    def history(self) -> History:
+        """The curve so far: columns `step`, `time_s`, `loss`, `samples_per_s` and more."""
+        return self._state.history()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What dtkit did to the cell, or left alone and why."""
+        return self._state.view().notes
+
+    def view(self) -> RunView:
+        """Return the run as it is now, for a renderer."""
+        return self._state.view()
+
+    def stop(self) -> None:
+        """Ask every rank to stop after its current step."""
+        self.requests.stop()
+
+    def pause(self, is_paused: bool = True) -> None:  # noqa: FBT001, FBT002  reads well
+        """Ask every rank to pause after its current step, or to go on."""
+        self.requests.pause(is_paused)
+
+    def set_state(self, state: str) -> None:
+        """Note what the driver is doing to the run (running, pausing, paused, stopping)."""
+        self._state.state = state
+
+    def end(self, state: str, error: BaseException | None = None) -> None:
+        """Close the run and write its last facts to its folder."""
+        self.error = error
+        self._state.end(state, str(error) if error else None)
+        self.write()
+
+    def write(self) -> None:
+        """Write `run.json`: whole or not at all."""
+        view = self._state.view()
+        facts = {
+            "name": self.name,
+            "state": view.state,
+            "recipe": self.recipe.to_dict(),
+            "ranks": list(self.ranks),
+            "start_unix_s": self.start_unix_s,
+            "elapsed_s": view.elapsed_s,
+            "num_steps": view.step,
+            "loss": None if view.loss != view.loss else view.loss,  # noqa: PLR0124  NaN
+            "notes": list(view.notes),
+            "error": view.error,
+        }
+        temporary = self.dir / "run.json.tmp"
+        temporary.write_text(json.dumps(facts, indent=2) + "\n")
+        temporary.replace(self.dir / "run.json")
+
+    def _repr_mimebundle_(self, **_kwargs: Any) -> dict[str, object]:
+        from dtkit._summary import summary_bundle  # loads matplotlib: only when shown
+
+        if self.state == "running":
+            return summary_bundle(self.view(), self.output.blocks())
+        if self._final is None:
+            self._final = summary_bundle(self.view(), self.output.blocks())
+        return self._final
+
+    def __repr__(self) -> str:
+        view = self._state.view()
+        loss = "" if view.loss != view.loss else f", loss {view.loss:.4g}"  # noqa: PLR0124  NaN
+        return f"Run({self.name!r}, {self.state}, {view.step} steps{loss})"
+
+
+class Requests:
+    """What the user asked of a run since the driver last looked. Set from any thread."""
+
+    def __init__(self) -> None:
+        self.is_stop = False
+        self.is_pause = False
+        self.num_interrupts = 0
+
+    def stop(self) -> None:
+        """Ask for a stop after the step."""
+        self.is_stop = True
+
+    def pause(self, is_paused: bool) -> None:  # noqa: FBT001  a callback's signature
+        """Ask for a pause after the step, or for its end."""
+        self.is_pause = is_paused
+
+    def interrupt(self) -> None:
+        """Note a press of the notebook's Interrupt; the first one asks for a stop."""
+        self.num_interrupts += 1
+        self.is_stop = True
+
+
+def create_run(
+    runs_dir: Path, cell: str, recipe: Recipe, ranks: Sequence[int], name: str | None = None
+) -> Run:
+    """Create a run and its folder.
+
+    Raises:
+        InvalidInputError: the name is no plain file name.
+    """
+    if name is not None and not _NAME.fullmatch(name):
+        msg = f"--name {name}: use letters, digits, '.', '_' and '-', beginning with a letter or digit"
+        raise InvalidInputError(msg)
+    base = name or time.strftime("%Y%m%d-%H%M%S")
+    folder = _new_folder(runs_dir, base)
+    run = Run(folder.name, cell, recipe, ranks, folder)
+    (folder / "cell.py").write_text(cell)
+    run.write()
+    return run
+
+
+def _new_folder(parent: Path, base: str) -> Path:
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        folder = parent / (base if number == 1 else f"{base}-{number}")
+        try:
+            os.mkdir(folder)
+        except FileExistsError:
+            number += 1
+        else:
+            return folder.resolve()
+
+

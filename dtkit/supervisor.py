@@ -1,0 +1,156 @@
+"""Waiting for a cell: stop and pause it, free ranks that wait for one that failed.
+
+Everything here is a generator that yields while there is nothing to do, so the
+same code serves a cell that awaits (clicks are served) and one that blocks.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from dtkit._ranks import format_ranks
+from dtkit.errors import RankError, RankFailure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dtkit.cluster import Engines, Execution, Reply
+    from dtkit.run import Requests
+
+__all__ = ["Supervisor", "failure_of"]
+
+FLUSH_TIMEOUT_S = 2.0
+_CONTROL_TIMEOUT_S = 1.0
+_SIGINT_AFTER_S = 1.0
+"""How long a released rank may take before it is interrupted as well."""
+_STOPPED = "RunStopped"
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_ECHO = re.compile(r"gloo|nccl|Connection (closed|reset)|Broken pipe|aborted", re.IGNORECASE)
+
+
+class Supervisor:
+    """Sees one cell through to its end on all of its ranks.
+
+    Args:
+        engines: the engines.
+        execution: the cell that was sent.
+        requests: what the user asks for meanwhile.
+    """
+
+    def __init__(self, engines: Engines, execution: Execution, requests: Requests) -> None:
+        self._engines = engines
+        self._execution = execution
+        self._requests = requests
+        self.phase = "running"
+        """running, pausing, paused, stopping or interrupting."""
+        self.released: tuple[int, ...] = ()
+        """Ranks whose collectives were cut, so the group must be rebuilt."""
+        self._where: dict[int, str] = {}
+        self._released_s = 0.0
+        self._is_signalled = False
+
+    @property
+    def is_group_broken(self) -> bool:
+        """Whether the process group cannot be used any more."""
+        return bool(self.released)
+
+    def wait(self) -> Iterator[None]:
+        """Yield until the cell has ended on every rank and its output is here."""
+        while not self._execution.poll():
+            self._serve()
+            yield
+        deadline = time.monotonic() + FLUSH_TIMEOUT_S
+        while not self._execution.is_flushed() and time.monotonic() < deadline:
+            yield
+
+    def state(self) -> str:
+        """Return finished, stopped or failed, from the ranks' replies."""
+        replies = self._execution.replies.values()
+        if any(r.status != "ok" and r.ename != _STOPPED for r in replies):
+            return "failed"
+        return "stopped" if any(r.ename == _STOPPED for r in replies) else "finished"
+
+    def error(self, epilogue: str = "") -> RankError | None:
+        """Return what the cell failed with, None if it did not."""
+        failures = [
+            failure_of(reply, is_released=reply.rank in self.released)
+            for reply in self._execution.replies.values()
+            if reply.status != "ok" and reply.ename != _STOPPED
+        ]
+        if not failures:
+            return None
+        return RankError(tuple(sorted(failures, key=lambda f: (f.is_echo, f.rank))), epilogue)
+
+    def _serve(self) -> None:
+        running = self._execution.running
+        failed = [
+            r for r in self._execution.replies.values() if r.status in ("error", "died", "aborted")
+        ]
+        if self.released:
+            self._press_on(running)
+        elif any(r.ename != _STOPPED for r in failed) or self._requests.num_interrupts > 1:
+            self._release(running)
+        elif self._requests.is_stop and self.phase != "stopping":
+            self._halt(running, "stop")
+        elif self._requests.is_pause and self.phase == "running":
+            self._halt(running, "pause")
+        elif not self._requests.is_pause and self.phase == "paused":
+            self._engines.control("resume", ranks=running, timeout_s=_CONTROL_TIMEOUT_S)
+            self.phase = "running"
+
+    def _halt(self, ranks: tuple[int, ...], action: str) -> None:
+        """Let all ranks reach the same boundary, and stop or pause there."""
+        answers = self._engines.control("hold", ranks=ranks, timeout_s=_CONTROL_TIMEOUT_S)
+        boundaries = [a["next_boundary"] for a in answers.values() if "next_boundary" in a]
+        if boundaries:
+            self._engines.control(
+                "release",
+                {"until": max(boundaries), "action": action},
+                ranks=ranks,
+                timeout_s=_CONTROL_TIMEOUT_S,
+            )
+        self.phase = "stopping" if action == "stop" else "paused"
+
+    def _release(self, ranks: tuple[int, ...]) -> None:
+        """Free ranks from collectives that can never end."""
+        self.phase = "interrupting"
+        self._engines.control("cut", ranks=ranks, timeout_s=_CONTROL_TIMEOUT_S)
+        self.released = ranks
+        self._released_s = time.monotonic()
+        if self._requests.num_interrupts > 1:
+            self._interrupt(ranks)
+
+    def _press_on(self, ranks: tuple[int, ...]) -> None:
+        """Interrupt a rank that was freed and goes on: it is not in a collective."""
+        if not self._is_signalled and time.monotonic() - self._released_s > _SIGINT_AFTER_S:
+            self._interrupt(ranks)
+
+    def _interrupt(self, ranks: tuple[int, ...]) -> None:
+        self._is_signalled = True
+        self._engines.signal(signal.SIGINT, ranks)
+
+
+def failure_of(reply: Reply, *, is_released: bool = False) -> RankFailure:
+    """Return a rank's reply as a failure, with the cell's own line number."""
+    traceback = _ANSI.sub("", reply.traceback)
+    lines = re.findall(r"Cell[^\n]*?In\[\d+\][^\n]*?line (\d+)", traceback)
+    is_echo = bool(
+        (is_released and reply.ename in ("KeyboardInterrupt", "RuntimeError", "DistBackendError"))
+        or (reply.ename in ("RuntimeError", "DistBackendError") and _ECHO.search(reply.evalue))
+    )
+    return RankFailure(
+        rank=reply.rank,
+        ename=reply.ename or reply.status,
+        evalue=reply.evalue,
+        traceback=reply.traceback or f"{reply.ename}: {reply.evalue}",
+        line=int(lines[-1]) if lines else None,
+        is_echo=is_echo,
+    )
+
+
+def release_text(released: tuple[int, ...], world_size: int) -> str:
+    """Return the line that says whom a failure freed."""
+    return f"{format_ranks(released, world_size)} were waiting for it and were released"

@@ -1,0 +1,91 @@
+"""What a renderer may know of a run: immutable values, no behaviour.
+
+Renderers are pure functions of a `RunView`. Every series is decimated to at
+most `MAX_POINTS` points, so drawing costs the same after a million steps.
+Unknown numbers are NaN.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+__all__ = ["MAX_POINTS", "RankView", "RunView"]
+
+MAX_POINTS = 600
+
+
+@dataclass(frozen=True, slots=True)
+class RankView:
+    """One rank, now. Times are medians over its last 50 steps."""
+
+    rank: int
+    host: str
+    device: str
+    pid: int
+    state: str
+    """starting, running, paused, finished, stopped, failed or lost."""
+    step: int
+    step_ms: float
+    compute_ms: float
+    data_ms: float
+    comm_ms: float
+    samples_per_s: float
+    """Of this rank alone."""
+    peak_gib: float
+    """GiB (2**30 bytes) of device memory, resident memory on CPU; high-water mark of the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """A run, now: what the dashboard, the static summary and the text line show."""
+
+    name: str
+    state: str
+    """starting, running, pausing, paused, stopping, finished, stopped or failed."""
+    recipe: str
+    """The flags that change how it trains, as typed; empty for the defaults."""
+    elapsed_s: float
+    eta_s: float
+    """Seconds until `total_steps`, NaN when unknown."""
+    step: int
+    """Steps that every rank has finished."""
+    total_steps: int | None
+    """Estimated from the cell's loops; None when they do not tell."""
+    loss: float
+    """Smoothed, mean over ranks weighted by samples."""
+    best_loss: float
+    """Lowest smoothed loss so far."""
+    samples_per_s: float
+    """Over all ranks, over the last two seconds."""
+    step_ms: float
+    data_share: float
+    """Part of the step spent waiting for data, 0 to 1, mean over ranks."""
+    comm_share: float
+    """Part of the step spent waiting for gradients of other ranks, 0 to 1."""
+    peak_gib: float
+    """The largest of the ranks' peaks."""
+    lr: float
+    metrics: dict[str, float]
+    """Newest value of everything given to `dtkit.log`, mean over ranks."""
+    loss_step: Floats
+    """(num_points,) step index of the loss points."""
+    loss_raw: Floats
+    loss_smooth: Floats
+    rate_step: Floats
+    """(num_points,) step index of the throughput points."""
+    rate: Floats
+    """Samples/s over all ranks."""
+    rate_low: Floats
+    """Slowest rank's samples/s times the number of ranks; the band's lower edge."""
+    rate_high: Floats
+    ranks: tuple[RankView, ...]
+    notes: tuple[str, ...]
+    """What dtkit did to the cell, or left alone and why."""
+    error: str | None
