@@ -75,7 +75,8 @@ class ActiveRun:
     def start(self) -> None:
         """Install every hook; the next cell that ends takes them away."""
         shell = get_ipython()  # type: ignore[no-untyped-call]
-        self._stack.callback(shell.set_custom_exc, shell.custom_exceptions, shell.CustomTB)
+        for name in ("custom_exceptions", "CustomTB"):
+            self._stack.callback(setattr, shell, name, getattr(shell, name))
         shell.set_custom_exc((RunStopped,), _say_nothing)
         shell.events.register("pre_run_cell", self._before_cell)
         self._stack.callback(shell.events.unregister, "pre_run_cell", self._before_cell)
@@ -278,6 +279,6 @@ def cancel() -> None:
         run.end("failed")
 
 
-def _say_nothing(*_details: Any) -> None:
+def _say_nothing(*_details: Any, **_options: Any) -> None:
     # The driver knows that it asked to stop: no traceback.
     return None
