@@ -12,6 +12,7 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
@@ -49,6 +50,7 @@ class Chart:
         dpi: 100 for the size on the page, 200 for twice the pixels.
     """
 
+    @style.context("default")  # not the user's own style, which may be white on black
     def __init__(self, dpi: int = _DPI) -> None:
         self._figure = Figure(
             figsize=(WIDTH_PX / _DPI, HEIGHT_PX / _DPI), dpi=dpi, facecolor="white"
@@ -58,10 +60,12 @@ class Chart:
         self._figure.subplots_adjust(left=0.065, right=0.975, bottom=0.12, top=0.88, wspace=0.19)
         self._panels = (_LossPanel(left), _RatePanel(right))
         self._palette = _palette()
+        self._is_large = dpi > _DPI
         self._background: object | None = None
         self.num_layouts = 0
         """How often the axes were laid out anew."""
 
+    @style.context("default")
     def render(self, view: RunView, *, log_scale: bool = False) -> bytes:
         """Return the chart of `view` as PNG: white, opaque, at most about 40 kB."""
         changed = [panel.update(view, log_scale=log_scale) for panel in self._panels]
@@ -80,7 +84,7 @@ class Chart:
         pixels = Image.fromarray(np.asarray(self._canvas.buffer_rgba())).convert("RGB")
         indexed = pixels.quantize(palette=self._palette, dither=Image.Dither.NONE)
         file = io.BytesIO()
-        indexed.save(file, format="png", compress_level=6)
+        indexed.save(file, format="png", optimize=self._is_large)
         return file.getvalue()
 
 
@@ -140,8 +144,8 @@ class _Panel:
             self._axes.draw_artist(artist)
 
     def _set_title(self, title: str) -> None:
-        style = {"fontsize": 9.5, "fontweight": "bold", "color": _INK}
-        self._axes.set_title(title, loc="left", y=1, pad=7, fontdict=style)
+        font = {"fontsize": 9.5, "fontweight": "bold", "color": _INK}
+        self._axes.set_title(title, loc="left", y=1, pad=7, fontdict=font)
 
     def _say(self, text: str, *, is_alarm: bool = False) -> None:
         self._message.set_text(text)
@@ -264,7 +268,7 @@ def _drawable(values: Floats, *, is_log: bool) -> Floats:
 
 def _palette() -> Image.Image:
     """Return the colours that occur: each ink, in shades down to white."""
-    shades = np.linspace(0, 1, 18)[:, None]
+    shades = np.linspace(0, 1, 12)[:, None]
     inks = [[int(ink[i : i + 2], 16) for i in (1, 3, 5)] for ink in (BLUE, GREEN, _ALARM, _INK)]
     ramps = [(255 - shades * (255 - np.array(ink))).round().astype(int) for ink in inks]
     image = Image.new("P", (1, 1))

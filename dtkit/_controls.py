@@ -1,10 +1,10 @@
-"""Pause and Stop: what the two buttons say and do, apart from how they are drawn."""
+"""The dashboard's buttons: what they say and do, apart from where they stand."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dtkit._text import OVER
+from dtkit._text import MAX_ROWS, OVER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,25 +15,49 @@ CANNOT_CLICK = "press ■ Interrupt to stop: this kernel serves no clicks while 
 
 
 class Controls:
-    """Pause and Stop, and what they say between a click and its effect."""
+    """Pause and Stop, which say what they wait for, and two switches of the view.
+
+    Args:
+        on_stop: called when Stop is pressed.
+        on_pause: called when Pause (True) or Resume (False) is pressed.
+        on_switch: called when the log scale or all ranks were switched on or off.
+        can_click: False when clicks are not served: every button is disabled.
+    """
 
     def __init__(
-        self, on_stop: Callable[[], None], on_pause: Callable[[bool], None], *, can_click: bool
+        self,
+        on_stop: Callable[[], None],
+        on_pause: Callable[[bool], None],
+        on_switch: Callable[[], None],
+        *,
+        can_click: bool,
     ) -> None:
-        self._on_stop, self._on_pause = on_stop, on_pause
+        self._on_stop, self._on_pause, self._on_switch = on_stop, on_pause, on_switch
         self._can_click = can_click
         self._state = "starting"
         self._clicked_in = ""
         self._is_stopping = False
+        self.has_log_scale = False
+        self.has_all_ranks = False
 
-    def build(self, w: Any) -> tuple[Any, Any]:  # Any: ipywidgets has no annotations
-        """Return the two buttons."""
-        layout = {"width": "104px", "flex": "0 0 auto", "margin": "0 0 0 8px"}
-        self.pause = w.Button(icon="pause", layout=w.Layout(**layout))
-        self.stop = w.Button(icon="stop", layout=w.Layout(**layout))
+    def build(self, button: Any, layout: Any, num_ranks: int) -> None:
+        """Make the buttons `pause`, `stop`, `log_scale` and `all_ranks`.
+
+        Args:
+            button: ipywidgets' Button, Any because it has no annotations.
+            layout: ipywidgets' Layout.
+            num_ranks: how many ranks there are; of few, all are always shown.
+        """
+        wide = {"width": "108px", "flex": "0 0 auto", "margin": "0 0 0 8px"}
+        small = {"width": "120px", "flex": "0 0 auto", "margin": "0 12px 0 0"}
+        self.pause, self.stop = (button(layout=layout(**wide)) for _ in range(2))
+        self.log_scale, self.all_ranks = (button(layout=layout(**small)) for _ in range(2))
+        self._all = f"all {num_ranks} ranks"
+        self.all_ranks.layout.display = None if num_ranks > MAX_ROWS else "none"
         self.pause.on_click(self._click_pause)
         self.stop.on_click(self._click_stop)
-        return self.pause, self.stop
+        self.log_scale.on_click(self._click_log_scale)
+        self.all_ranks.on_click(self._click_all_ranks)
 
     def show(self, state: str) -> None:
         """Let the buttons fit the run's state."""
@@ -45,12 +69,17 @@ class Controls:
         waits = bool(self._clicked_in) or state == "pausing"
         verb = "Resum" if is_paused else "Paus"
         self.pause.description = f"{verb}ing…" if waits else f"{verb}e"
-        self.pause.icon = "play" if is_paused else "pause"
+        self.pause.icon = "" if waits else "play" if is_paused else "pause"
         can_pause = state in ("running", "paused") and not waits and not is_stopping
         self._enable(self.pause, "hold all ranks after their step", is_enabled=can_pause)
         self.stop.description = "Stopping…" if is_stopping else "Stop"
+        self.stop.icon = "" if is_stopping else "stop"
         can_stop = not is_stopping and state not in OVER
         self._enable(self.stop, "end after the step; the model is kept", is_enabled=can_stop)
+        self.log_scale.description = _switch("log scale", is_on=self.has_log_scale)
+        self._enable(self.log_scale, "logarithmic axis for the loss", is_enabled=True)
+        self.all_ranks.description = _switch(self._all, is_on=self.has_all_ranks)
+        self._enable(self.all_ranks, "show every rank", is_enabled=True)
 
     def _enable(self, button: Any, tooltip: str, *, is_enabled: bool) -> None:
         button.disabled = not (is_enabled and self._can_click)
@@ -65,3 +94,17 @@ class Controls:
         self._is_stopping = True
         self.show(self._state)
         self._on_stop()
+
+    def _click_log_scale(self, _: object) -> None:
+        self.has_log_scale = not self.has_log_scale
+        self.show(self._state)
+        self._on_switch()
+
+    def _click_all_ranks(self, _: object) -> None:
+        self.has_all_ranks = not self.has_all_ranks
+        self.show(self._state)
+        self._on_switch()
+
+
+def _switch(name: str, *, is_on: bool) -> str:
+    return f"☑ {name}" if is_on else f"☐ {name}"

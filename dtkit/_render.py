@@ -9,7 +9,6 @@ readable. All text that is not ours is escaped.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -69,9 +68,9 @@ _TEXT = (
     "color:var(--jp-ui-font-color1,inherit);font-size:13px;line-height:20px"
 )
 _ONE_LINE = "white-space:nowrap;overflow:hidden;text-overflow:ellipsis"
-_PANEL = "background:rgba(127,127,127,0.1)"
 _PRE = (
-    f"{_PANEL};margin:2px 0 8px 0;padding:6px 8px;font-size:12px;line-height:17px;"
+    "background:rgba(127,127,127,0.1);margin:2px 0 8px 0;padding:6px 8px;"
+    "font-size:12px;line-height:17px;"
     "font-family:var(--jp-code-font-family,monospace);color:var(--jp-ui-font-color1,inherit)"
 )
 
@@ -93,12 +92,12 @@ def tiles(view: RunView) -> str:
     """Return the six numbers of a run in one row, each with a line that says how to read it."""
     cells = "".join(
         f'<td style="padding:0 4px 0 0;border:none;text-align:left;vertical-align:top;{_ONE_LINE}">'
-        f'<div style="font-size:11px;line-height:16px;{_MUTED}">{tile.label}</div>'
+        f'<div style="font-size:11px;line-height:16px;{_MUTED}">{label}</div>'
         f'<div style="font-size:18px;line-height:24px;font-weight:600;{_ONE_LINE}">'
-        f"{tile.value}</div>"
+        f"{value}</div>"
         f'<div style="font-size:11px;line-height:16px;{_MUTED};{_ONE_LINE}">'
-        f"{tile.reading or '&nbsp;'}</div></td>"
-        for tile in _tiles(view)
+        f"{reading or '&nbsp;'}</div></td>"
+        for label, value, reading in _tiles(view)
     )
     return (
         f'<table aria-label="numbers of the run" style="{_TEXT};{_TABLE}">'
@@ -172,7 +171,7 @@ def log_blocks(
         label = escape(format_ranks(block.ranks, world_size))
         text = escape(tail(block.text, keep))
         if is_live:
-            parts.append(f"{_label(label, i)}<pre style='{_PRE};white-space:pre-wrap'>{text}</pre>")
+            parts.append(f'{_label(label)}<pre style="{_PRE};white-space:pre-wrap">{text}</pre>')
         else:
             parts.append(_static_block(label, text, len(blocks), is_open=i == 0))
     return "".join(parts)
@@ -186,26 +185,19 @@ def folded(label: str, body: str, *, is_open: bool = False) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Tile:
-    label: str
-    value: str
-    reading: str = ""
-
-
 _TABLE = (
     "width:100%;table-layout:fixed;border-collapse:collapse;border:none;margin:0;"
     "font-variant-numeric:tabular-nums"
 )
 _COLUMNS = (
     # heading, width in % (and where the rank says why it is shown), alignment, what it means
-    ("rank", 6, 12, "left", ""),
+    ("rank", 6, 11, "left", ""),
     ("device", 10, 8, "left", ""),
     ("step", 8, 7, "right", ""),
     ("ms/step", 8, 8, "right", "median of the last 50 steps"),
     ("compute", 9, 9, "right", "ms of a step: neither data nor communication"),
     ("data", 7, 6, "right", "ms of a step spent waiting for data"),
-    ("comm", 7, 6, "right", "ms of a step spent waiting for gradients of other ranks"),
+    ("comm", 7, 7, "right", "ms of a step spent waiting for gradients of other ranks"),
     ("vs median", 14, 14, "right", "compute + data against the ranks' median"),
     ("samples/s", 10, 10, "right", "of this rank alone"),
     ("memory", 10, 9, "right", "peak of the run"),
@@ -225,30 +217,31 @@ def _bar(view: RunView) -> str:
         done = 1.0
     colour = _COLOURS.get(view.state, BLUE)
     return (
-        f'<div role="progressbar" aria-label="steps" aria-valuenow="{done:.0%}" '
+        f'<div role="progressbar" aria-label="steps" aria-valuenow="{100 * done:.0f}" '
         f'style="height:4px;margin:4px 0 0 0;border-radius:2px;overflow:hidden;'
         f'background:rgba(127,127,127,0.25)">'
         f'<div style="height:4px;width:{100 * done:.1f}%;background:{colour}"></div></div>'
     )
 
 
-def _tiles(view: RunView) -> tuple[_Tile, ...]:
+def _tiles(view: RunView) -> tuple[tuple[str, str, str], ...]:
+    """Return label, value and how to read it, six times."""
     data, comm = view.data_share * view.step_ms, view.comm_share * view.step_ms
     compute = 1 - view.data_share - view.comm_share
     return (
-        _Tile("loss", format_loss(view.loss), _loss_reading(view)),
-        _Tile("samples/s", format_rate(mean_rate(view)), rate_per_rank(view)),
-        _Tile("step", f"{format_ms(view.step_ms)} ms", f"{format_percent(compute)} compute"),
-        _Tile("data wait", format_percent(view.data_share), f"{format_ms(data)} ms of a step"),
-        _Tile("comm", format_percent(view.comm_share), f"{format_ms(comm)} ms of a step"),
-        _Tile("peak memory", format_size(view.peak_gib), peak_rank(view)),
+        ("loss", format_loss(view.loss), _loss_reading(view)),
+        ("samples/s", format_rate(mean_rate(view)), rate_per_rank(view)),
+        ("step", f"{format_ms(view.step_ms)} ms", f"{format_percent(compute)} compute"),
+        ("data wait", format_percent(view.data_share), f"{format_ms(data)} ms of a step"),
+        ("comm", format_percent(view.comm_share), f"{format_ms(comm)} ms of a step"),
+        ("peak memory", format_size(view.peak_gib), peak_rank(view)),
     )
 
 
 def _loss_reading(view: RunView) -> str:
     since = nonfinite_since(view)
     if since is not None:
-        return f'<span style="color:{VERMILION}">✖</span> NaN since {since:,.0f}'
+        return f'<span style="color:{VERMILION}">✖</span> NaN/∞ since {since:,}'
     if math.isnan(view.loss) or math.isnan(view.best_loss):
         return ""
     if view.loss <= view.best_loss + 0.005 * abs(view.best_loss):
@@ -262,7 +255,7 @@ def _row(rank: RankView, why: str, ratio: float, *, has_hosts: bool) -> str:
     # Without a step the compute time says 0, which is not what it was.
     compute_ms = math.nan if math.isnan(rank.step_ms) else rank.compute_ms
     values = (
-        f'{rank.rank} <span style="{_MUTED}">{why}</span>',
+        f'{rank.rank} <span style="{_MUTED}">{why}</span>' if why else f"{rank.rank}",
         f'<span title="{where}">{escape(device) or "–"}</span>',
         f"{rank.step:,}",
         *map(format_ms, (rank.step_ms, compute_ms, rank.data_ms, rank.comm_ms)),
@@ -286,15 +279,17 @@ def _versus(ratio: float) -> str:
 
 
 def _cell(align: str) -> str:
-    return f"padding:2px 4px;border:none;line-height:18px;text-align:{align};{_ONE_LINE}"
+    # Short, because a table of many ranks has a thousand cells; numbers always fit.
+    style = f"padding:4px;line-height:16px;text-align:{align};white-space:nowrap"
+    return style if align == "right" else f"{style};overflow:hidden;text-overflow:ellipsis"
 
 
-def _label(label: str, index: int) -> str:
-    return f'<div style="{_TEXT};margin:{4 if index else 0}px 0 0 0;{_MUTED}">{label}</div>'
+def _label(label: str) -> str:
+    return f'<div style="{_TEXT};{_MUTED}">{label}</div>'
 
 
 def _static_block(label: str, text: str, num_blocks: int, *, is_open: bool) -> str:
     pre = f'<pre style="{_PRE};white-space:pre-wrap;max-height:220px;overflow:auto">{text}</pre>'
     if num_blocks == 1:
-        return f"{_label(label, 0)}{pre}"
+        return f"{_label(label)}{pre}"
     return folded(label, pre, is_open=is_open)

@@ -22,16 +22,24 @@ __all__ = ["NullDashboard", "Pace", "TextDashboard"]
 _TTY_INTERVAL_S = 1.0
 _LINES_INTERVAL_S = 5.0
 """Where lines pile up: in files, and in the output of a notebook's cell."""
-_COST_FACTOR = 20.0
-"""Rest so many times as long as the last drawing took: at most 5 % of a core."""
 _MAX_REST_S = 5.0
 
 
 class Pace:
-    """Says when to draw next: not too often, and not for more than 5 % of a core."""
+    """Says when to draw next: not too often, and not for more than a share of a core.
 
-    def __init__(self, interval_s: float, clock: Clock, cpu_clock: Clock) -> None:
+    Args:
+        interval_s: seconds from one drawing to the next, at least.
+        clock: seconds that pass.
+        cpu_clock: seconds that this thread computed.
+        share: part of a core that drawing may take.
+    """
+
+    def __init__(
+        self, interval_s: float, clock: Clock, cpu_clock: Clock, share: float = 0.05
+    ) -> None:
         self._interval_s = interval_s
+        self._share = share
         self._clock = clock
         self._cpu_clock = cpu_clock
         self._next_s = clock()
@@ -49,7 +57,7 @@ class Pace:
         before_s = self._cpu_clock()
         draw()
         cost_s = self._cpu_clock() - before_s
-        rest_s = min(_COST_FACTOR * cost_s, _MAX_REST_S)
+        rest_s = min(cost_s / self._share, _MAX_REST_S)
         self._next_s = self._clock() + max(self._interval_s, rest_s)
 
 
@@ -107,15 +115,15 @@ class TextDashboard:
         self._is_over = True
         if self._is_tty:
             self._write("")
-        num_chars = sum(len(block.text) for block in blocks)
-        self._stream.write(summary_text(view, blocks, max(1, num_chars * len(blocks))) + "\n")
+        self._stream.write(summary_text(view, blocks, max_log_chars=None) + "\n")
         self._stream.flush()
 
     def _write(self, line: str) -> None:
+        if self._is_tty:
+            line = line[: shutil.get_terminal_size().columns - 1]
         if line == self._line:
             return
         if self._is_tty:
-            line = line[: shutil.get_terminal_size().columns - 1]
             self._stream.write(f"\r{line:<{len(self._line)}}\r{line}")
         else:
             self._stream.write(line + "\n")

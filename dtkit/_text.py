@@ -176,7 +176,8 @@ def telling_ranks(view: RunView) -> list[tuple[RankView, str]]:
         return [(rank, "") for rank in view.ranks]
     ratios = slowdown(view)
     order = sorted((r for r in view.ranks if r.rank in ratios), key=lambda r: ratios[r.rank])
-    gone = [(r, "") for r in view.ranks if r.state in ("failed", "lost")][:MAX_ROWS]
+    gone = [(r, "") for r in view.ranks if r.state in ("failed", "lost")]
+    gone = gone[:4] if len(gone) < len(view.ranks) else []
     if not order:
         return gone or [(r, "") for r in view.ranks[:3]]
     rows = [(order[-1], "slowest"), (order[(len(order) - 1) // 2], "median"), (order[0], "fastest")]
@@ -209,8 +210,16 @@ def text_line(view: RunView) -> str:
     return " · ".join(parts)
 
 
-def summary_text(view: RunView, blocks: Sequence[OutputBlock], max_log_chars: int = 4000) -> str:
-    """Return the run as plain text of several lines."""
+def summary_text(
+    view: RunView, blocks: Sequence[OutputBlock], *, max_log_chars: int | None = 4000
+) -> str:
+    """Return the run as plain text of several lines.
+
+    Args:
+        view: the run.
+        blocks: what the ranks printed.
+        max_log_chars: how much of that is kept, the newest of each block; None for all.
+    """
     about = "  ".join(part for part in (view.name, view.recipe) if part)
     numbers = (
         f"loss {format_loss(view.loss)} (best {format_loss(view.best_loss)})",
@@ -229,7 +238,8 @@ def summary_text(view: RunView, blocks: Sequence[OutputBlock], max_log_chars: in
     lines += [f"note: {note}" for note in view.notes]
     for block in blocks:
         lines += [f"── {format_ranks(block.ranks, len(view.ranks))} ──"]
-        lines += [tail(block.text, max_log_chars // len(blocks)).rstrip("\n")]
+        keep = len(block.text) if max_log_chars is None else max_log_chars // len(blocks)
+        lines += [tail(block.text, keep).rstrip("\n")]
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -237,13 +247,13 @@ def _table(view: RunView) -> list[str]:
     ratios = slowdown(view)
     rows = [("rank", "device", "step", "ms/step", "vs median", "samples/s", "memory", "state")]
     for rank, why in telling_ranks(view):
-        ratio = ratios.get(rank.rank, math.nan)
+        ratio = ratios.get(rank.rank)
         rows.append((
             f"{rank.rank} {why}".rstrip(),
             rank.device or _UNKNOWN,
             f"{rank.step:,}",
             format_ms(rank.step_ms),
-            f"{ratio:.2f} x" if math.isfinite(ratio) else _UNKNOWN,
+            f"{ratio:.2f} x{' slow' if ratio > SLOW_RATIO else ''}" if ratio else _UNKNOWN,
             format_rate(rank.samples_per_s),
             format_size(rank.peak_gib),
             rank.state,

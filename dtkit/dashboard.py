@@ -138,7 +138,10 @@ class HtmlDashboard:
 class WidgetDashboard:
     """Widgets under the cell: state and buttons, numbers, chart, and tabs that hold still.
 
-    Nothing moves while it is updated: every part has a fixed height.
+    Every part has a fixed height, so nothing moves while it is updated. All
+    that is clicked is a Button: while a cell runs, JupyterLab sends only the
+    first change of any other widget's value (it waits for the kernel to be
+    idle), but every click of a button.
 
     Args:
         on_stop: as in `make_dashboard`.
@@ -157,11 +160,10 @@ class WidgetDashboard:
         clock: Clock = time.monotonic,
         cpu_clock: Clock = time.thread_time,
     ) -> None:
-        self._controls = Controls(on_stop, on_pause, can_click=can_click)
-        self._can_click = can_click
-        self._clock = clock
-        self._pace = Pace(_TEXT_INTERVAL_S, clock, cpu_clock)
-        self._next_chart_s = clock()
+        self._controls = Controls(on_stop, on_pause, self._hurry, can_click=can_click)
+        # Together 5 % of a core; apart, so that a slow chart does not hold up the state.
+        self._pace = Pace(_TEXT_INTERVAL_S, clock, cpu_clock, 0.01)
+        self._slow_pace = Pace(_CHART_INTERVAL_S, clock, cpu_clock, 0.04)
         self._chart: Any = None
         self._drawn: tuple[object, ...] = ()
         self._blocks: Blocks | None = None
@@ -175,33 +177,41 @@ class WidgetDashboard:
 
         self._chart = Chart()
         self._build(view)
-        self._draw(view, ())
+        self._draw_text(view)
+        self._draw_rest(view, ())
         self._handle = display(self._root, display_id=True)
 
     def is_due(self) -> bool:
         """Return whether something may be drawn again."""
-        return self._root is not None and not self._is_over and self._pace.is_due()
+        is_open = self._root is not None and not self._is_over
+        return is_open and (self._pace.is_due() or self._slow_pace.is_due())
 
     def update(self, view: RunView, blocks: Blocks) -> None:
         """Draw what changed."""
-        if self.is_due():
-            self._pace.run(lambda: self._draw(view, blocks))
+        if not self.is_due():
+            return
+        if self._pace.is_due():
+            self._pace.run(lambda: self._draw_text(view))
+        if self._slow_pace.is_due():
+            self._slow_pace.run(lambda: self._draw_rest(view, blocks))
 
     def finish(self, view: RunView, blocks: Blocks) -> None:
         """Replace the widgets by the summary and close them."""
         if self._is_over:
             return
         self._is_over = True
-        log_scale = self._root is not None and self._log_scale.value
-        _show_summary(self._handle, summary_bundle(view, blocks, log_scale=log_scale))
+        _show_summary(
+            self._handle, summary_bundle(view, blocks, log_scale=self._controls.has_log_scale)
+        )
         if self._root is not None:
             _close(self._root)
 
     def _build(self, view: RunView) -> None:
         import ipywidgets as w  # not needed where there is no front end
 
-        num_ranks = len(view.ranks)
-        num_rows = num_ranks if num_ranks <= MAX_ROWS else 5
+        controls = self._controls
+        controls.build(w.Button, w.Layout, len(view.ranks))
+        num_rows = len(view.ranks) if len(view.ranks) <= MAX_ROWS else 5
         height_px = max(120, _ROW_PX * (num_rows + 1) + 16)
         pane = {"height": f"{height_px}px", "overflow": "auto", "width": "100%"}
         grow = {"flex": "1 1 auto", "min_width": "0", "width": "auto", "margin": "0"}
@@ -209,87 +219,60 @@ class WidgetDashboard:
         self._state = w.HTML(layout=w.Layout(**grow))
         self._tiles = w.HTML(layout=w.Layout(width="100%", margin="8px 0 4px 0"))
         self._metrics = w.HTML(layout=w.Layout(**grow))
-        self._log_scale = w.Checkbox(
-            description="log scale", indent=False, disabled=not self._can_click,
-            tooltip="logarithmic axis for the loss",
-            layout=w.Layout(width="100px", margin="0", align_items="center"),
-        )  # fmt: skip
         self._image = w.Image(layout=w.Layout(width="740px", height="240px", margin="4px 0"))
         # An Image has no alt, and a tooltip breaks it (ipywidgets 8.1): the words stand beside it.
         self._alt = w.HTML(layout=w.Layout(height="0", margin="0"))
-        self._all_ranks = w.Checkbox(
-            description=f"all {num_ranks} ranks", indent=False, disabled=not self._can_click,
-            layout=w.Layout(display="" if num_ranks > MAX_ROWS else "none", margin="0"),
-        )  # fmt: skip
         self._ranks, self._notes = w.HTML(), w.HTML()
         # A reversed column stays scrolled to its end while text is added to it; the
         # margin keeps a short text at its top.
         self._logs = w.HTML(layout=w.Layout(margin="0 0 auto 0", flex="0 0 auto"))
-        logs = w.VBox([self._logs], layout=w.Layout(**pane, flex_flow="column-reverse"))
         self._tabs = w.Tab([
-            w.VBox([self._all_ranks, self._ranks], layout=w.Layout(**pane)),
-            logs,
+            w.VBox([controls.all_ranks, self._ranks], layout=w.Layout(**pane)),
+            w.VBox([self._logs], layout=w.Layout(**pane, flex_flow="column-reverse")),
             w.VBox([self._notes], layout=w.Layout(**pane)),
         ], layout=w.Layout(width="100%", margin="0"))  # fmt: skip
+        first = w.HBox([self._state, controls.pause, controls.stop], layout=w.Layout(**line))
+        second = w.HBox([controls.log_scale, self._metrics], layout=w.Layout(**line))
         self._root = w.VBox(
-            [
-                w.HBox([self._state, *self._controls.build(w)], layout=w.Layout(**line)),
-                self._tiles,
-                w.HBox([self._log_scale, self._metrics], layout=w.Layout(**line)),
-                self._image,
-                self._alt,
-                self._tabs,
-            ],
+            [first, self._tiles, second, self._image, self._alt, self._tabs],
             layout=w.Layout(width="740px", max_width="100%"),
         )
-        for clicked, trait in (
-            (self._log_scale, "value"), (self._all_ranks, "value"), (self._tabs, "selected_index")
-        ):  # fmt: skip
-            clicked.observe(self._hurry, trait)
 
-    def _hurry(self, _: object) -> None:
-        self._next_chart_s = self._clock()
+    def _hurry(self) -> None:
         self._pace.hurry()
+        self._slow_pace.hurry()
 
-    def _draw(self, view: RunView, blocks: Blocks) -> None:
+    def _draw_text(self, view: RunView) -> None:
+        self._controls.show(view.state)
         self._state.value = render.state_line(view)
         self._tiles.value = render.tiles(view)
         self._metrics.value = render.metrics_line(view)
-        self._controls.show(view.state)
-        self._draw_tabs(view, blocks)
-        if self._clock() >= self._next_chart_s:
-            self._draw_chart(view)
 
-    def _draw_chart(self, view: RunView) -> None:
-        from dtkit._chart import alt_text
-
-        drawn = (view.step, view.state in OVER, self._log_scale.value)
-        if drawn != self._drawn:
-            self._drawn = drawn
-            self._image.value = self._chart.render(view, log_scale=self._log_scale.value)
-            self._alt.value = f'<div role="img" aria-label="{escape(alt_text(view))}"></div>'
-            self._next_chart_s = self._clock() + _CHART_INTERVAL_S
-
-    def _draw_tabs(self, view: RunView, blocks: Blocks) -> None:
+    def _draw_rest(self, view: RunView, blocks: Blocks) -> None:
         slow = slow_ranks(view)
-        titles = (
+        self._tabs.titles = (
             f"Ranks ▲ {len(slow)} slow" if slow else f"Ranks ({len(view.ranks)})",
             f"Logs ({len(blocks)})" if blocks else "Logs",
             f"Notes ({len(view.notes)})" if view.notes else "Notes",
         )
-        self._tabs.titles = titles
-        if self._is_open(0):
-            self._ranks.value = render.ranks_table(view, is_full=self._all_ranks.value)
-        if self._is_open(1) and blocks != self._blocks:
+        self._ranks.value = render.ranks_table(view, is_full=self._controls.has_all_ranks)
+        self._notes.value = render.notes_list(view)
+        if blocks != self._blocks:
             self._blocks = blocks
             self._logs.value = render.log_blocks(
                 blocks, len(view.ranks), max_chars=_MAX_LOG_CHARS, is_live=True
             )
-        self._notes.value = render.notes_list(view)
+        self._draw_chart(view)
 
-    def _is_open(self, tab: int) -> bool:
-        """Return whether the tab is seen; where no clicks arrive, it may be."""
-        return not self._can_click or self._tabs.selected_index == tab
+    def _draw_chart(self, view: RunView) -> None:
+        from dtkit._chart import alt_text
+
+        log_scale = self._controls.has_log_scale
+        drawn = (view.step, view.state in OVER, log_scale)
+        if drawn != self._drawn:
+            self._drawn = drawn
+            self._image.value = self._chart.render(view, log_scale=log_scale)
+            self._alt.value = f'<div role="img" aria-label="{escape(alt_text(view))}"></div>'
 
 
 def _close(widget: Any) -> None:

@@ -30,7 +30,9 @@ class Recipe:
             msg = f"--batch {self.batch}: choose one of {', '.join(_BATCH)}"
             raise InvalidInputError(msg)
         if self.manual and self.batch == "global":
-            msg = "--batch global divides the cell's DataLoaders, --manual leaves them alone: use one"
+            msg = (
+                "--batch global divides the cell's DataLoaders, --manual leaves them alone: use one"
+            )
             raise InvalidInputError(msg)
 
     def __str__(self) -> str:

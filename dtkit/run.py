@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 import re
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtkit.celloutput import CellOutput
@@ -15,6 +14,7 @@ from dtkit.telemetry import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from dtkit.recipe import Recipe
     from dtkit.telemetry import History, RunView
@@ -100,7 +100,7 @@ class Run:
             "start_unix_s": self.start_unix_s,
             "elapsed_s": view.elapsed_s,
             "num_steps": view.step,
-            "loss": None if view.loss != view.loss else view.loss,  # noqa: PLR0124  NaN
+            "loss": None if math.isnan(view.loss) else view.loss,
             "notes": list(view.notes),
             "error": view.error,
         }
@@ -119,7 +119,7 @@ class Run:
 
     def __repr__(self) -> str:
         view = self._state.view()
-        loss = "" if view.loss != view.loss else f", loss {view.loss:.4g}"  # noqa: PLR0124  NaN
+        loss = "" if math.isnan(view.loss) else f", loss {view.loss:.4g}"
         return f"Run({self.name!r}, {self.state}, {view.step} steps{loss})"
 
 
@@ -154,7 +154,10 @@ def create_run(
         InvalidInputError: the name is no plain file name.
     """
     if name is not None and not _NAME.fullmatch(name):
-        msg = f"--name {name}: use letters, digits, '.', '_' and '-', beginning with a letter or digit"
+        msg = (
+            f"--name {name}: use letters, digits, '.', '_' and '-', "
+            "beginning with a letter or digit"
+        )
         raise InvalidInputError(msg)
     base = name or time.strftime("%Y%m%d-%H%M%S")
     folder = _new_folder(runs_dir, base)
@@ -170,10 +173,8 @@ def _new_folder(parent: Path, base: str) -> Path:
     while True:
         folder = parent / (base if number == 1 else f"{base}-{number}")
         try:
-            os.mkdir(folder)
+            folder.mkdir()
         except FileExistsError:
             number += 1
         else:
             return folder.resolve()
-
-

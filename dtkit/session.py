@@ -4,53 +4,26 @@ from __future__ import annotations
 
 import atexit
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from dtkit._ranks import format_ranks
 from dtkit.celloutput import CellOutput
-from dtkit.cluster import LocalCluster, Slot, place_local
-from dtkit.errors import ClosedError, DtkitError, InvalidInputError
+from dtkit.cluster import LocalCluster, Slot, choose_backend, place_local
+from dtkit.conductor import Conductor
+from dtkit.errors import ClosedError, DtkitError
+from dtkit.procgroup import ProcessGroup
 from dtkit.recipe import Recipe
 from dtkit.run import Requests, Run, create_run
-from dtkit.supervisor import Supervisor, release_text
+from dtkit.transfer import Transfer, pull, push
+from dtkit.values import RankStatus
+from dtkit.waiting import drive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["RankStatus", "Session", "Transfer", "current_session", "last_run"]
+__all__ = ["Session", "current_session", "last_run"]
 
 _PRELOAD = ("torch", "torch.distributed", "torch.utils.data", "dtkit.engine.run")
-BACKENDS = ("auto", "gloo", "nccl")
-
-
-@dataclass(frozen=True, slots=True)
-class RankStatus:
-    """One rank as `%dist_status` shows it. Memory in bytes; None where it is not known."""
-
-    rank: int
-    host: str
-    pid: int
-    device: str
-    device_name: str
-    state: str
-    """idle, busy or lost."""
-    used_bytes: int | None
-    total_bytes: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Transfer:
-    """An object that was carried between the driver and a rank."""
-
-    name: str
-    value: Any  # the user's own object
-    num_bytes: int
-    seconds: float
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.num_bytes / 2**20:.1f} MiB in {self.seconds:.2f} s"
 
 
 class _Registry:
@@ -78,8 +51,8 @@ class Session:
         self.runs_dir = runs_dir
         self.facts: dict[int, dict[str, Any]] = {}
         self.start_s = 0.0
-        self._generation = 0
-        self._active: Requests | None = None
+        self._group = ProcessGroup(self._engines, self.slots, backend)
+        self._conductor = Conductor(self._engines, self._group)
         self._is_closed = False
 
     @classmethod
@@ -113,13 +86,13 @@ class Session:
             raise DtkitError(msg)
         begun_s = time.monotonic()
         slots = place_local(num_ranks, devices, oversubscribe=oversubscribe)
-        backend = _choose_backend(backend, slots)
+        backend = choose_backend(backend, slots)
         session = cls(
             LocalCluster(slots, preload=_PRELOAD, on_stage=on_stage), backend, Path(runs_dir)
         )
         try:
             on_stage("importing torch and joining the process group")
-            session._join()
+            session.facts = session._group.build()
         except BaseException:
             session.close()
             raise
@@ -141,7 +114,7 @@ class Session:
     @property
     def is_busy(self) -> bool:
         """Whether a cell is running on the ranks."""
-        return self._active is not None
+        return self._conductor.active is not None
 
     def running(
         self, cell: str, *, ranks: Sequence[int] | None = None
@@ -154,7 +127,7 @@ class Session:
         """
         chosen = self.ranks if ranks is None else tuple(ranks)
         output, requests = CellOutput(chosen), Requests()
-        return output, requests, self._steps(cell, chosen, output, requests)
+        return output, requests, self._conductor.run(cell, chosen, output, requests)
 
     def training(
         self,
@@ -171,10 +144,11 @@ class Session:
             goes on, and raises `RankError` if it fails.
         """
         chosen = self.ranks if ranks is None else tuple(ranks)
-        self._check_idle()
+        self._check_open()
+        self._conductor.check_idle()
         run = create_run(self.runs_dir, cell, recipe or Recipe(), chosen, name)
         _Registry.run = run
-        return run, self._training_steps(run)
+        return run, self._conductor.train(run)
 
     def train(
         self,
@@ -190,7 +164,7 @@ class Session:
             RankError: the cell failed on a rank.
         """
         run, steps = self.training(cell, recipe=recipe, name=name, ranks=ranks)
-        _exhaust(steps)
+        drive(steps, run.requests)
         return run
 
     def execute(self, cell: str, *, ranks: Sequence[int] | None = None) -> CellOutput:
@@ -199,30 +173,26 @@ class Session:
         Raises:
             RankError: the cell failed on a rank.
         """
-        output, _, steps = self.running(cell, ranks=ranks)
-        _exhaust(steps)
+        output, requests, steps = self.running(cell, ranks=ranks)
+        drive(steps, requests)
         return output
 
     def stop(self) -> None:
         """Ask the cell that is running to stop at the next step boundary."""
-        if self._active is None:
+        if self._conductor.active is None:
             msg = "nothing is running on the ranks"
             raise DtkitError(msg)
-        self._active.stop()
+        self._conductor.active.stop()
 
     def pull(self, name: str, *, rank: int = 0) -> Transfer:
         """Bring an object from a rank; tensors and modules arrive on the CPU.
 
         Raises:
-            RankError: there is no such name on the rank, or it cannot be carried.
+            InvalidInputError: there is no such name on the rank, or it cannot be carried.
         """
-        self._check_idle()
-        begun_s = time.monotonic()
-        payload: bytes = self._call("dtkit.engine.transfer:export", (name,), ranks=[rank])[rank]
-        import cloudpickle  # loads torch, when the object has tensors
-
-        value = cloudpickle.loads(payload)
-        return Transfer(name, value, len(payload), time.monotonic() - begun_s)
+        self._check_open()
+        self._conductor.check_idle()
+        return pull(self._engines, name, rank)
 
     def push(
         self, objects: dict[str, Any], *, ranks: Sequence[int] | None = None
@@ -232,20 +202,9 @@ class Session:
         Raises:
             InvalidInputError: an object cannot be pickled.
         """
-        self._check_idle()
-        import cloudpickle
-
-        done = []
-        for name, value in objects.items():
-            begun_s = time.monotonic()
-            try:
-                payload = cloudpickle.dumps(value)
-            except Exception as error:
-                msg = f"{name} cannot be sent: {type(error).__name__}: {error}"
-                raise InvalidInputError(msg) from error
-            self._call("dtkit.engine.transfer:accept", (name, payload), ranks=ranks)
-            done.append(Transfer(name, value, len(payload), time.monotonic() - begun_s))
-        return done
+        self._check_open()
+        self._conductor.check_idle()
+        return [push(self._engines, name, value, ranks) for name, value in objects.items()]
 
     def status(self) -> tuple[RankStatus, ...]:
         """Return where every rank is; answers while they are busy."""
@@ -271,8 +230,9 @@ class Session:
 
     def reset_group(self) -> None:
         """Build the process group anew; the ranks keep their namespaces."""
-        self._call("dtkit.engine.group:leave")
-        self._join()
+        self._check_open()
+        self._conductor.check_idle()
+        self._group.rebuild()
 
     def close(self) -> None:
         """End the engines and everything they started; safe to call twice."""
@@ -288,7 +248,7 @@ class Session:
         """Return the pids of all live processes of the session's cluster."""
         return self._cluster.pids()
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -302,105 +262,10 @@ class Session:
     def __repr__(self) -> str:
         return f"<Session: {self}{', closed' if self._is_closed else ''}>"
 
-    def _training_steps(self, run: Run) -> Iterator[None]:
-        spec = {
-            "dir": str(run.dir),
-            "start_unix_s": run.start_unix_s,
-            "recipe": run.recipe.to_dict(),
-            "ranks": list(run.ranks),
-        }
-        try:
-            self._call("dtkit.engine.run:begin", (spec,), ranks=run.ranks)
-        except BaseException as error:
-            run.end("failed", error)
-            self._call("dtkit.engine.run:cancel", ranks=run.ranks)
-            raise
-        try:
-            yield from self._steps(run.cell, run.ranks, run.output, run.requests, run)
-        except BaseException as error:
-            if run.state == "running":
-                run.end("failed", error)
-            raise
-
-    def _steps(
-        self,
-        cell: str,
-        ranks: tuple[int, ...],
-        output: CellOutput,
-        requests: Requests,
-        run: Run | None = None,
-    ) -> Iterator[None]:
-        self._check_idle()
-        self._active = requests
-        try:
-            execution = self._engines.execute(cell, ranks, output.on_message)
-            supervisor = Supervisor(self._engines, execution, requests)
-            for _ in supervisor.wait():
-                if run is not None and run.view().state in ("running", "pausing", "paused"):
-                    run.set_state(supervisor.phase)
-                yield
-            epilogue = self._recover(supervisor)
-            error = supervisor.error(epilogue)
-            if run is not None:
-                run.end(supervisor.state(), error)
-            if error is not None:
-                raise error
-        finally:
-            self._active = None
-
-    def _recover(self, supervisor: Supervisor) -> str:
-        """Rebuild the group if the cell's failure broke it; return what to tell the user."""
-        if self._engines.lost:
-            return (
-                f"{format_ranks(self._engines.lost)} ended, the rest keep their state. "
-                "%dist_shutdown and %dist_init start again"
-            )
-        if not supervisor.is_group_broken:
-            return ""
-        self.reset_group()
-        text = release_text(supervisor.released, self.world_size)
-        return f"{text}; group rebuilt, state kept"
-
-    def _join(self) -> None:
-        port = self._call("dtkit.engine.group:open_store", (self.world_size,), ranks=[0])[0]
-        self._generation += 1
-        specs = {
-            slot.rank: (
-                {
-                    "rank": slot.rank,
-                    "local_rank": slot.local_rank,
-                    "world_size": self.world_size,
-                    "device": slot.device,
-                    "backend": self.backend,
-                    "generation": self._generation,
-                    "num_threads": slot.num_threads,
-                    "port": port,
-                },
-            )
-            for slot in self.slots
-        }
-        self.facts = self._call("dtkit.engine.group:join", specs)
-
-    def _call(
-        self,
-        function: str,
-        args: dict[int, tuple[Any, ...]] | tuple[Any, ...] = (),
-        *,
-        ranks: Sequence[int] | None = None,
-    ) -> dict[int, Any]:
-        self._check_open()
-        return self._engines.call(function, args, ranks=ranks)
-
     def _check_open(self) -> None:
         if self._is_closed:
             msg = "the session was shut down; start a new one with %dist_init"
             raise ClosedError(msg)
-
-    def _check_idle(self) -> None:
-        self._check_open()
-        if self._active is not None:
-            msg = "the ranks are busy with another cell; wait for it, or %dist_stop"
-            raise DtkitError(msg)
 
 
 def current_session() -> Session | None:
@@ -411,26 +276,3 @@ def current_session() -> Session | None:
 def last_run() -> Run | None:
     """Return the newest run of this process, None if there was none."""
     return _Registry.run
-
-
-def _exhaust(steps: Iterator[None]) -> None:
-    for _ in steps:
-        time.sleep(0.005)
-
-
-def _choose_backend(backend: str, slots: Sequence[Slot]) -> str:
-    if backend not in BACKENDS:
-        msg = f"--backend {backend}: choose one of {', '.join(BACKENDS)}"
-        raise InvalidInputError(msg)
-    has_own_gpu = all(slot.gpu is not None and not slot.shares_gpu for slot in slots)
-    if backend == "nccl" and not has_own_gpu:
-        msg = (
-            "--backend nccl needs a GPU for each rank; use --backend gloo, or -n with at most "
-            "as many ranks as there are GPUs"
-        )
-        raise InvalidInputError(msg)
-    if backend == "auto":
-        return "nccl" if has_own_gpu else "gloo"
-    return backend
-
-

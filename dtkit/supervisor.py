@@ -24,6 +24,8 @@ __all__ = ["Supervisor", "failure_of"]
 
 FLUSH_TIMEOUT_S = 2.0
 _CONTROL_TIMEOUT_S = 1.0
+_GRACE_S = 0.05
+"""How long other ranks may take to fail by themselves, as they do on a syntax error."""
 _SIGINT_AFTER_S = 1.0
 """How long a released rank may take before it is interrupted as well."""
 _STOPPED = "RunStopped"
@@ -38,18 +40,24 @@ class Supervisor:
         engines: the engines.
         execution: the cell that was sent.
         requests: what the user asks for meanwhile.
+        has_steps: whether it is a run, which can stop between two steps; another
+            cell can only be interrupted.
     """
 
-    def __init__(self, engines: Engines, execution: Execution, requests: Requests) -> None:
+    def __init__(
+        self, engines: Engines, execution: Execution, requests: Requests, *, has_steps: bool
+    ) -> None:
         self._engines = engines
         self._execution = execution
         self._requests = requests
+        self._has_steps = has_steps
         self.phase = "running"
         """running, pausing, paused, stopping or interrupting."""
         self.released: tuple[int, ...] = ()
         """Ranks whose collectives were cut, so the group must be rebuilt."""
         self._where: dict[int, str] = {}
         self._released_s = 0.0
+        self._failed_s: float | None = None
         self._is_signalled = False
 
     @property
@@ -68,13 +76,15 @@ class Supervisor:
 
     def state(self) -> str:
         """Return finished, stopped or failed, from the ranks' replies."""
-        replies = self._execution.replies.values()
-        if any(r.status != "ok" and r.ename != _STOPPED for r in replies):
-            return "failed"
-        return "stopped" if any(r.ename == _STOPPED for r in replies) else "finished"
+        names = {r.ename or r.status for r in self._execution.replies.values() if r.status != "ok"}
+        if not names:
+            return "finished"
+        return "stopped" if names == {_STOPPED} or self._is_users_doing() else "failed"
 
     def error(self, epilogue: str = "") -> RankError | None:
         """Return what the cell failed with, None if it did not."""
+        if self._is_users_doing():
+            return None
         failures = [
             failure_of(reply, is_released=reply.rank in self.released)
             for reply in self._execution.replies.values()
@@ -84,22 +94,46 @@ class Supervisor:
             return None
         return RankError(tuple(sorted(failures, key=lambda f: (f.is_echo, f.rank))), epilogue)
 
+    def _is_users_doing(self) -> bool:
+        """Whether the ranks failed only because the user interrupted them."""
+        failures = [
+            failure_of(reply, is_released=reply.rank in self.released)
+            for reply in self._execution.replies.values()
+            if reply.status != "ok" and reply.ename != _STOPPED
+        ]
+        return self._requests.num_interrupts > 0 and all(
+            f.is_echo or f.ename == "KeyboardInterrupt" for f in failures
+        )
+
     def _serve(self) -> None:
         running = self._execution.running
-        failed = [
-            r for r in self._execution.replies.values() if r.status in ("error", "died", "aborted")
-        ]
         if self.released:
             self._press_on(running)
-        elif any(r.ename != _STOPPED for r in failed) or self._requests.num_interrupts > 1:
+        elif self._is_stranded() or self._requests.num_interrupts > 1:
             self._release(running)
         elif self._requests.is_stop and self.phase != "stopping":
-            self._halt(running, "stop")
+            self._stop(running)
         elif self._requests.is_pause and self.phase == "running":
             self._halt(running, "pause")
         elif not self._requests.is_pause and self.phase == "paused":
             self._engines.control("resume", ranks=running, timeout_s=_CONTROL_TIMEOUT_S)
             self.phase = "running"
+
+    def _is_stranded(self) -> bool:
+        """Whether a rank failed, so that others may wait for it in vain."""
+        if self._failed_s is None:
+            replies = self._execution.replies.values()
+            if any(r.status != "ok" and r.ename != _STOPPED for r in replies):
+                self._failed_s = time.monotonic()
+            return False
+        return time.monotonic() - self._failed_s > _GRACE_S
+
+    def _stop(self, ranks: tuple[int, ...]) -> None:
+        if self._has_steps:
+            self._halt(ranks, "stop")
+        else:
+            self._interrupt(ranks)
+        self.phase = "stopping"
 
     def _halt(self, ranks: tuple[int, ...], action: str) -> None:
         """Let all ranks reach the same boundary, and stop or pause there."""
@@ -112,7 +146,7 @@ class Supervisor:
                 ranks=ranks,
                 timeout_s=_CONTROL_TIMEOUT_S,
             )
-        self.phase = "stopping" if action == "stop" else "paused"
+        self.phase = "paused"
 
     def _release(self, ranks: tuple[int, ...]) -> None:
         """Free ranks from collectives that can never end."""
@@ -153,4 +187,5 @@ def failure_of(reply: Reply, *, is_released: bool = False) -> RankFailure:
 
 def release_text(released: tuple[int, ...], world_size: int) -> str:
     """Return the line that says whom a failure freed."""
-    return f"{format_ranks(released, world_size)} were waiting for it and were released"
+    verb = "was" if len(released) == 1 else "were"
+    return f"{format_ranks(released, world_size)} {verb} waiting for it and {verb} released"

@@ -2,6 +2,6 @@
 
 from dtkit.cluster.engines import Engines, Execution, Reply
 from dtkit.cluster.local import LocalCluster
-from dtkit.cluster.placement import Slot, place_local
+from dtkit.cluster.placement import Slot, choose_backend, place_local
 
-__all__ = ["Engines", "Execution", "LocalCluster", "Reply", "Slot", "place_local"]
+__all__ = ["Engines", "Execution", "LocalCluster", "Reply", "Slot", "choose_backend", "place_local"]

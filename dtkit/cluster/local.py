@@ -101,7 +101,7 @@ class LocalCluster:
             # being imported while the controller starts.
             send_engines_connection_env=False,
             load_profile=False,
-            shutdown_atexit=True,
+            shutdown_atexit=False,  # the session does it
             parent=None,
             log=_quiet_logger(),
         )
@@ -118,11 +118,10 @@ class LocalCluster:
         if hasattr(self, "engines"):
             self.engines.close()
         self._remember_processes()
-        # A SIGTERM first, so that engines end their own children (DataLoader
-        # workers); one that is stuck in a collective needs the SIGKILL.
+        # Not Cluster.stop_cluster: it waits 5 s for an engine that is stuck in a
+        # collective. A SIGTERM lets engines run their exit handlers; what is then
+        # still there is killed.
         _end(self._processes)
-        with contextlib.suppress(Exception):
-            self._cluster.stop_cluster_sync()
         shutil.rmtree(self.dir, ignore_errors=True)
 
     def log_tail(self, engine: int, num_lines: int = _LOG_LINES) -> str:

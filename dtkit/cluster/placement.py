@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dtkit.errors import InvalidInputError
 
-__all__ = ["Slot", "gpu_indices", "place_local"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
+__all__ = ["BACKENDS", "Slot", "choose_backend", "gpu_indices", "place_local"]
+
+BACKENDS = ("auto", "gloo", "nccl")
 MAX_DEFAULT_CPU_RANKS = 4
 
 
@@ -41,14 +47,13 @@ class Slot:
 def gpu_indices() -> list[str]:
     """Return this host's GPUs as CUDA names them, without loading CUDA.
 
-    `CUDA_VISIBLE_DEVICES` is honoured. NVML is asked through `nvidia-smi`-free
-    means: the driver's own device nodes.
+    `CUDA_VISIBLE_DEVICES` is honoured; else the driver's own list of its devices is read.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
     try:
-        nodes = os.listdir("/proc/driver/nvidia/gpus")
+        nodes = list(Path("/proc/driver/nvidia/gpus").iterdir())
     except OSError:
         return []
     return [str(i) for i in range(len(nodes))]
@@ -111,9 +116,35 @@ def _choose_devices(devices: str | None, gpus: list[str]) -> list[str]:
     unknown = [name for name in chosen if name not in gpus]
     if unknown:
         there = f"GPUs {', '.join(gpus)}" if gpus else "no GPU here"
-        msg = f"--devices {devices}: no GPU {', '.join(unknown)}; there is {there}, or --devices cpu"
+        msg = (
+            f"--devices {devices}: no GPU {', '.join(unknown)}; there is {there}, or --devices cpu"
+        )
         raise InvalidInputError(msg)
     if len(set(chosen)) < len(chosen):
-        msg = f"--devices {devices}: a GPU is named twice; for ranks that share one use --oversubscribe"
+        msg = (
+            f"--devices {devices}: a GPU is named twice; "
+            "for ranks that share one use --oversubscribe"
+        )
         raise InvalidInputError(msg)
     return chosen
+
+
+def choose_backend(backend: str, slots: Sequence[Slot]) -> str:
+    """Return gloo or nccl for these slots; `auto` takes nccl where each rank has its own GPU.
+
+    Raises:
+        InvalidInputError: there is no such backend, or not for these slots.
+    """
+    if backend not in BACKENDS:
+        msg = f"--backend {backend}: choose one of {', '.join(BACKENDS)}"
+        raise InvalidInputError(msg)
+    has_own_gpu = all(slot.gpu is not None and not slot.shares_gpu for slot in slots)
+    if backend == "nccl" and not has_own_gpu:
+        msg = (
+            "--backend nccl needs a GPU for each rank; use --backend gloo, or -n with at most "
+            "as many ranks as there are GPUs"
+        )
+        raise InvalidInputError(msg)
+    if backend == "auto":
+        return "nccl" if has_own_gpu else "gloo"
+    return backend

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Protocol
 
-from IPython.core.getipython import get_ipython
+from dtkit.engine.shell import current_shell
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,7 +90,7 @@ class Agent:
 
 def install() -> None:
     """Install the agent into this engine's kernel; harmless when it is there."""
-    kernel = get_ipython().kernel  # type: ignore[no-untyped-call]
+    kernel = current_shell().kernel
     if getattr(kernel, "dtkit_agent", None) is None:
         kernel.dtkit_agent = installed = Agent(kernel)
         kernel.control_handlers["dtkit_request"] = installed._on_request  # noqa: SLF001
@@ -102,8 +102,7 @@ def agent() -> Agent:
     Raises:
         RuntimeError: this process is not an engine of dtkit.
     """
-    shell = get_ipython()  # type: ignore[no-untyped-call]
-    found = getattr(getattr(shell, "kernel", None), "dtkit_agent", None)
+    found = getattr(getattr(current_shell(), "kernel", None), "dtkit_agent", None)
     if found is None:
         msg = "this process is not an engine that dtkit started"
         raise RuntimeError(msg)

@@ -10,14 +10,15 @@ import socket
 import sys
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from IPython.core.getipython import get_ipython
 
 from dtkit.engine import status
 from dtkit.engine.agent import agent, install
+from dtkit.engine.shell import current_shell
 
 __all__ = ["Group", "join", "leave", "open_store", "release"]
 
@@ -81,7 +82,7 @@ def join(spec: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(int(spec["num_threads"]))
     before = _sockets()
     dist.init_process_group(
-        _backends(spec["backend"], device),
+        _backends(spec["backend"]),
         store=store,
         rank=rank,
         world_size=world_size,
@@ -132,7 +133,7 @@ def release(group: Group) -> int:
     return len(group.sockets)
 
 
-def _backends(backend: str, device: torch.device) -> str:
+def _backends(backend: str) -> str:
     # Objects and CPU tensors travel over gloo beside NCCL.
     return "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo"
 
@@ -140,11 +141,11 @@ def _backends(backend: str, device: torch.device) -> str:
 def _sockets() -> dict[int, str]:
     """Return this process's socket descriptors with the identity of each."""
     found = {}
-    for name in os.listdir("/proc/self/fd") if sys.platform == "linux" else ():
+    for path in Path("/proc/self/fd").iterdir() if sys.platform == "linux" else ():
         with contextlib.suppress(OSError):  # the listing's own descriptor is gone by now
-            target = os.readlink(f"/proc/self/fd/{name}")
+            target = str(path.readlink())
             if target.startswith("socket:"):
-                found[int(name)] = target
+                found[int(path.name)] = target
     return found
 
 
@@ -170,7 +171,7 @@ def _duplicates(before: dict[int, str], store_port: int) -> list[socket.socket]:
 
 def _name_everything(group: Group) -> None:
     """Give the cells `rank`, `device` and so on; a user's own variable is left alone."""
-    shell = get_ipython()  # type: ignore[no-untyped-call]
+    shell = current_shell()
     given = shell.user_ns.setdefault("_dtkit_given", {})
     names = {
         "rank": group.rank,
@@ -200,7 +201,7 @@ def _facts(group: Group) -> dict[str, Any]:
 
 
 def _cpu_name() -> str:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
+    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open() as lines:
         for line in lines:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()

@@ -117,9 +117,7 @@ def _backward(sink: Sink, original: Callable[..., Any]) -> Callable[..., Any]:
         if grad_tensors is None and all(_is_scalar(loss) for loss in losses):
             weights = [sink.before_backward(loss) for loss in losses]
             if any(weight != 1.0 for weight in weights):
-                grad_tensors = [
-                    torch.full_like(t, w) for t, w in zip(losses, weights, strict=True)
-                ]
+                grad_tensors = [torch.full_like(t, w) for t, w in zip(losses, weights, strict=True)]
         return original(tensors, grad_tensors, *args, **kwargs)
 
     return backward

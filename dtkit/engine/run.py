@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from IPython.core.getipython import get_ipython
 
 from dtkit.engine.agent import agent
 from dtkit.engine.autopilot import Autopilot
@@ -25,6 +24,7 @@ from dtkit.engine.loader import Share, TimedBatches
 from dtkit.engine.observe import observing
 from dtkit.engine.progress import estimate_iterations
 from dtkit.engine.recorder import Recorder
+from dtkit.engine.shell import current_shell
 from dtkit.events import Note, RankEnded, RankStarted, Total
 from dtkit.recipe import Recipe
 
@@ -74,7 +74,7 @@ class ActiveRun:
 
     def start(self) -> None:
         """Install every hook; the next cell that ends takes them away."""
-        shell = get_ipython()  # type: ignore[no-untyped-call]
+        shell = current_shell()
         for name in ("custom_exceptions", "CustomTB"):
             self._stack.callback(setattr, shell, name, getattr(shell, name))
         shell.set_custom_exc((RunStopped,), _say_nothing)
@@ -99,9 +99,7 @@ class ActiveRun:
             if summary and self._group.rank == 0:
                 self.note(summary)
             self.recorder.emit(
-                RankEnded(
-                    self._group.rank, state, self.recorder.num_steps, self.recorder.elapsed_s
-                )
+                RankEnded(self._group.rank, state, self.recorder.num_steps, self.recorder.elapsed_s)
             )
             self.recorder.close()
 
@@ -234,9 +232,7 @@ class ActiveRun:
         self._depth -= 1
         if self._depth > 0:
             return
-        error = getattr(result, "error_in_exec", None) or getattr(
-            result, "error_before_exec", None
-        )
+        error = getattr(result, "error_in_exec", None) or getattr(result, "error_before_exec", None)
         stopped = isinstance(error, RunStopped)
         self.end("stopped" if stopped else "failed" if error or result is None else "finished")
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from IPython.core.getipython import get_ipython
+from dtkit.engine.shell import current_shell
 
 __all__ = ["run"]
 
@@ -17,7 +17,6 @@ def run(path: str, argv: list[str]) -> None:
     Unlike `%run` it lets the script's exceptions through, so that the cell fails.
     """
     __tracebackhide__ = True
-    shell = get_ipython()  # type: ignore[no-untyped-call]
     module = ModuleType("__main__")
     module.__file__ = path
     old_argv, old_path, old_main = sys.argv, list(sys.path), sys.modules["__main__"]
@@ -31,4 +30,4 @@ def run(path: str, argv: list[str]) -> None:
     finally:
         sys.argv, sys.path, sys.modules["__main__"] = old_argv, old_path, old_main
         names = {k: v for k, v in vars(module).items() if not k.startswith("__")}
-        shell.user_ns.update(names)
+        current_shell().user_ns.update(names)

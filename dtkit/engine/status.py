@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
 
-from dtkit.engine.agent import Agent
+if TYPE_CHECKING:
+    from dtkit.engine.agent import Agent
 
 __all__ = ["install"]
 

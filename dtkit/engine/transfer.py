@@ -6,7 +6,8 @@ from typing import Any
 
 import cloudpickle
 import torch
-from IPython.core.getipython import get_ipython
+
+from dtkit.engine.shell import current_shell
 
 __all__ = ["accept", "export"]
 
@@ -34,12 +35,12 @@ def export(name: str) -> bytes:
 
 def accept(name: str, payload: bytes) -> None:
     """Put a pickled object into the namespace under `name`."""
-    get_ipython().user_ns[name] = cloudpickle.loads(payload)  # type: ignore[no-untyped-call]  # noqa: S301  from our own driver
+    current_shell().user_ns[name] = cloudpickle.loads(payload)
 
 
 def _lookup(name: str) -> Any:
     first, *rest = name.split(".")
-    namespace = get_ipython().user_ns  # type: ignore[no-untyped-call]
+    namespace = current_shell().user_ns
     if first not in namespace:
         msg = f"no {first!r} on this rank; names live there after a cell has made them"
         raise NameError(msg)

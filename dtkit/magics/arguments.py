@@ -47,6 +47,7 @@ class Parser(argparse.ArgumentParser):
             words = shlex.split(line)
         except ValueError as error:
             self.error(f"{error}: check the quotes")
+        known: argparse.Namespace
         known, extra = self.parse_known_args(words)
         if extra:
             self.error(self._unknown(extra))

@@ -32,7 +32,10 @@ _RANKS = "ranks such as 0, 0,2 or 1:3 (default: all)"
 def _init() -> Parser:
     parser = Parser("%dist_init", "Start one engine per device, with a process group across them.")
     parser.add_argument(
-        "-n", type=int, metavar="N", help="number of ranks (default: one per GPU; CPU: cores, up to 4)"
+        "-n",
+        type=int,
+        metavar="N",
+        help="number of ranks (default: one per GPU; CPU: cores, up to 4)",
     )
     parser.add_argument("--devices", metavar="LIST", help="GPUs such as 0,1; or cpu")
     parser.add_argument(

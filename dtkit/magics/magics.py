@@ -16,11 +16,11 @@ from dtkit._ranks import parse_ranks
 from dtkit.errors import InvalidInputError
 from dtkit.magics import lines
 from dtkit.magics.arguments import usage_errors
-from dtkit.magics.awaiting import drive, drive_async
 from dtkit.magics.cells import run_on_ranks, train_on_ranks, with_header
 from dtkit.magics.tables import StageLine, StatusTable
 from dtkit.recipe import Recipe
 from dtkit.session import Session, current_session
+from dtkit.waiting import drive, drive_async
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,9 +37,9 @@ _SERVES_CLICKS_FROM = 7
 class DistMagics(Magics):
     """The magics of dtkit; `%config DistMagics` lists what can be set."""
 
-    runs_dir = Unicode("dtkit_runs", help="Folder in which every run gets a folder of its own.").tag(
-        config=True
-    )
+    runs_dir = Unicode(
+        "dtkit_runs", help="Folder in which every run gets a folder of its own."
+    ).tag(config=True)
 
     @line_magic
     @usage_errors
@@ -91,13 +91,13 @@ class DistMagics(Magics):
     def dist_push(self, line: str) -> None:
         """Copy objects from the notebook to the ranks."""
         args = lines.PUSH.parse(line)
-        missing = [name for name in args.names if name not in self.shell.user_ns]
+        missing = [name for name in args.names if name not in self._names]
         if missing:
             msg = f"%dist_push: no {', '.join(missing)} in the notebook"
             raise UsageError(msg)
         session = self._session()
         ranks = parse_ranks(args.ranks, session.world_size)
-        for sent in session.push({n: self.shell.user_ns[n] for n in args.names}, ranks=ranks):
+        for sent in session.push({n: self._names[n] for n in args.names}, ranks=ranks):
             self._say(str(sent))
 
     @line_magic
@@ -112,7 +112,7 @@ class DistMagics(Magics):
         (rank,) = _one_rank(args.rank, session)
         for name in args.names:
             pulled = session.pull(name, rank=rank)
-            self.shell.user_ns[args.new_name or name.rpartition(".")[2]] = pulled.value
+            self._names[args.new_name or name.rpartition(".")[2]] = pulled.value
             self._say(str(pulled))
 
     @line_magic
@@ -159,7 +159,7 @@ class DistMagics(Magics):
         return train_on_ranks(
             session,
             code,
-            can_click=can_click and ipykernel.version_info[0] >= _SERVES_CLICKS_FROM,
+            can_click=can_click and int(ipykernel.__version__.split(".")[0]) >= _SERVES_CLICKS_FROM,
             recipe=Recipe(manual=args.manual, batch=args.batch),
             name=args.name,
             ranks=ranks,
@@ -171,6 +171,13 @@ class DistMagics(Magics):
         ranks = parse_ranks(ranks_text, session.world_size)
         code = expression if cell is None else with_header(f"%%dist {line}".rstrip(), cell)
         return run_on_ranks(session, code, ranks)
+
+    @property
+    def _names(self) -> dict[str, Any]:
+        """The notebook's namespace."""
+        shell: Any = self.shell  # there always is one: the magics were registered with it
+        names: dict[str, Any] = shell.user_ns
+        return names
 
     def _session(self) -> Session:
         session = current_session()
@@ -205,7 +212,6 @@ def _script_call(words: list[str]) -> str:
     if not path.is_file():
         msg = f"%dist_train {words[0]}: no such file; a cell of code wants two percent signs"
         raise UsageError(msg)
-    source = f"__import__('dtkit.engine.script', fromlist=['run']).run({str(path.resolve())!r}, {words!r})"
+    run = "__import__('dtkit.engine.script', fromlist=['run']).run"
+    source = f"{run}({str(path.resolve())!r}, {words!r})"
     return f"# %dist_train {shlex.join(words)}\n{source}"
-
-

@@ -9,7 +9,7 @@ from IPython.core.getipython import get_ipython
 from IPython.display import display
 
 if TYPE_CHECKING:
-    from dtkit.session import RankStatus
+    from dtkit.values import RankStatus
 
 __all__ = ["StageLine", "StatusTable"]
 

@@ -81,9 +81,7 @@ class Bucket:
         if self._missing:
             self._create_missing()
         pairs = [
-            (p.grad, v)
-            for p, v in zip(self.params, self.views, strict=False)
-            if p.grad is not None
+            (p.grad, v) for p, v in zip(self.params, self.views, strict=False) if p.grad is not None
         ]
         pairs += zip(self.tensors, self.views[len(self.params) :], strict=True)
         _copy([to for to, _ in pairs], [view for _, view in pairs])

@@ -1,0 +1,78 @@
+# `make help` lists what there is. Everything is installed into .venv and nowhere else.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-done
+# Quiet twice: errors are shown, warnings about the reader's own pip configuration are not.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --no-input --disable-pip-version-check
+NEED_PYTHON := dtkit needs Python 3.11 or newer. Name one with PYTHON=, for example: make setup PYTHON=python3.12
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format-check lint types format lab bench clean
+
+help: ## show this list
+	@echo "make [target] [PYTHON=python3.12]    PYTHON= is the interpreter that .venv is made from"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP) ## create .venv and install dtkit into it (the other targets do this by themselves)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(BIN)/python -c 'import pip' 2>/dev/null || { $(check-python) && $(create-venv); }
+	@echo "Installing dtkit and what it needs into $(VENV) (the first time takes some minutes)"
+	@$(PIP_INSTALL) --constraint constraints.txt --editable '.[dev,live]'
+	@touch $@
+	@echo "Ready: $$($(BIN)/python --version) in $(VENV)"
+
+demo: $(STAMP) ## run notebooks/01_first_run.ipynb on two engines; shows it in build/01_first_run.html
+	@$(BIN)/python tools/build_notebook.py notebooks/01_first_run.ipynb --output-dir build
+
+test: $(STAMP) ## run all tests; ARGS= is passed to pytest, for example ARGS="-k ranks -x"
+	@$(BIN)/python -m pytest $(ARGS)
+
+# One after the other, the quick ones first, and the tests through the README's own command.
+check: $(STAMP) ## what CI runs: format, lint, types, tests
+	@$(MAKE) --no-print-directory format-check
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory types
+	@$(MAKE) --no-print-directory test
+
+format-check: $(STAMP)
+	@$(BIN)/ruff format --check --quiet . || { echo "The files above are not formatted. Run: make format" >&2; exit 1; }
+
+lint: $(STAMP)
+	@$(BIN)/ruff check --quiet .
+
+types: $(STAMP)
+	@$(BIN)/mypy
+
+format: $(STAMP) ## format the code and apply the linter's safe fixes
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/ruff check --quiet --fix .
+
+lab: $(STAMP) ## open the tutorials in JupyterLab
+	@$(BIN)/jupyter lab --notebook-dir=notebooks
+
+bench: $(STAMP) ## measure, and print each figure with its spread
+	@set -e; for file in benchmarks/bench_*.py; do \
+	  test -e "$$file" || { echo "There are no benchmarks yet."; break; }; \
+	  $(BIN)/python "$$file"; \
+	done
+
+clean: ## remove .venv, build and the tools' caches; notebooks and runs stay
+	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+define check-python
+{ "$(PYTHON)" -c '' >/dev/null 2>&1 || { echo "Cannot run $(PYTHON). $(NEED_PYTHON)" >&2; exit 1; }; \
+  "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+    || { echo "$(PYTHON) is $$("$(PYTHON)" --version 2>&1). $(NEED_PYTHON)" >&2; exit 1; }; \
+  "$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null \
+    || { echo "$(PYTHON) cannot create environments. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }; }
+endef
+
+define create-venv
+{ echo "Creating $(VENV) with $$("$(PYTHON)" --version)"; "$(PYTHON)" -m venv --clear $(VENV); }
+endef

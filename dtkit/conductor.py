@@ -1,0 +1,112 @@
+"""Conductor: begins a cell on the ranks, sees it to its end, and repairs what it broke."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dtkit._ranks import format_ranks
+from dtkit.errors import DtkitError
+from dtkit.supervisor import Supervisor, release_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dtkit.celloutput import CellOutput
+    from dtkit.cluster import Engines
+    from dtkit.procgroup import ProcessGroup
+    from dtkit.run import Requests, Run
+
+__all__ = ["Conductor"]
+
+
+class Conductor:
+    """Runs one cell at a time on the ranks of a session.
+
+    Attributes:
+        active: where requests to the cell that is running go; None while idle.
+    """
+
+    def __init__(self, engines: Engines, group: ProcessGroup) -> None:
+        self._engines = engines
+        self._group = group
+        self.active: Requests | None = None
+
+    def check_idle(self) -> None:
+        """Refuse if a cell is running.
+
+        Raises:
+            DtkitError: one is.
+        """
+        if self.active is not None:
+            msg = "the ranks are busy with another cell; wait for it, or %dist_stop"
+            raise DtkitError(msg)
+
+    def train(self, run: Run) -> Iterator[None]:
+        """Begin a run, send its cell and see it to its end.
+
+        Raises:
+            RankError: the cell failed on a rank.
+        """
+        self.check_idle()
+        spec = {
+            "dir": str(run.dir),
+            "start_unix_s": run.start_unix_s,
+            "recipe": run.recipe.to_dict(),
+            "ranks": list(run.ranks),
+        }
+        try:
+            self._engines.call("dtkit.engine.run:begin", (spec,), ranks=run.ranks)
+        except BaseException as error:
+            run.end("failed", error)
+            self._engines.call("dtkit.engine.run:cancel", ranks=run.ranks)
+            raise
+        try:
+            yield from self.run(run.cell, run.ranks, run.output, run.requests, run)
+        except BaseException as error:
+            if run.state == "running":
+                run.end("failed", error)
+            raise
+
+    def run(
+        self,
+        cell: str,
+        ranks: tuple[int, ...],
+        output: CellOutput,
+        requests: Requests,
+        run: Run | None = None,
+    ) -> Iterator[None]:
+        """Send a cell and see it to its end; yields while there is nothing to do.
+
+        Raises:
+            RankError: the cell failed on a rank.
+        """
+        self.check_idle()
+        self.active = requests
+        try:
+            execution = self._engines.execute(cell, ranks, output.on_message)
+            supervisor = Supervisor(self._engines, execution, requests, has_steps=run is not None)
+            for _ in supervisor.wait():
+                if run is not None and run.view().state in ("running", "pausing", "paused"):
+                    run.set_state(supervisor.phase)
+                yield
+            epilogue = self._recover(supervisor)
+            error = supervisor.error(epilogue)
+            if run is not None:
+                run.end(supervisor.state(), error)
+            if error is not None:
+                raise error
+        finally:
+            self.active = None
+
+    def _recover(self, supervisor: Supervisor) -> str:
+        """Rebuild the group if the cell's failure broke it; return what to tell the user."""
+        if self._engines.lost:
+            return (
+                f"{format_ranks(self._engines.lost)} ended, the rest keep their state. "
+                "%dist_shutdown and %dist_init start again"
+            )
+        if not supervisor.is_group_broken:
+            return ""
+        self._group.rebuild()
+        text = release_text(supervisor.released, len(self._engines.ranks))
+        return f"{text}; group rebuilt, state kept"

@@ -1,0 +1,148 @@
+"""Series of a run: a ring per rank, a growing table of merged steps, and what is drawn of them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dtkit.events import STEP_COLUMNS
+from dtkit.telemetry.view import MAX_POINTS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from dtkit.events import StepBatch
+
+    Floats = NDArray[np.float64]
+
+__all__ = ["WINDOW", "RankSeries", "Rows", "Smoother", "binned", "decimate", "last", "median",
+           "rate_of", "share"]  # fmt: skip
+
+WINDOW = 8192
+"""Steps kept per rank; a rank may fall this far behind before its row is merged without it."""
+_RECENT_STEPS = 50
+_ROW = ("step", "time_s", "loss", "smooth", "samples", "step_ms", "data_ms", "comm_ms", "lr",
+        "rate_low", "rate_high")  # fmt: skip
+
+
+class RankSeries:
+    """Newest state of one rank, and a ring of its last `WINDOW` steps."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.host = self.device = ""
+        self.pid = 0
+        self.state = "starting"
+        self.step = 0
+        self.peak_bytes = 0
+        self.ring: Floats = np.full((len(STEP_COLUMNS), WINDOW), np.nan)
+
+    def is_over(self) -> bool:
+        return self.state in ("finished", "stopped", "failed", "lost")
+
+    def add(self, batch: StepBatch) -> None:
+        self.peak_bytes = max(self.peak_bytes, batch.peak_bytes)
+        if not batch.columns["step"]:
+            return
+        block = np.array([batch.columns[name] for name in STEP_COLUMNS], dtype=np.float64)
+        slots = (block[0].astype(np.int64) - 1) % WINDOW
+        self.ring[:, slots] = block
+        self.step = max(self.step, int(block[0].max()))
+
+    def rows(self, steps: NDArray[np.int64]) -> Floats:
+        """Return (num_columns, num_steps); columns of steps that are not here are NaN."""
+        block = self.ring[:, (steps - 1) % WINDOW].copy()
+        block[:, block[0] != steps] = np.nan
+        return block
+
+    def recent(self) -> dict[str, float]:
+        if not self.step:
+            return {}
+        steps = np.arange(max(1, self.step - _RECENT_STEPS + 1), self.step + 1)
+        block = self.rows(steps)
+        block = block[:, ~np.isnan(block[0])]
+        medians = dict(zip(STEP_COLUMNS, np.median(block, axis=1), strict=True))
+        medians["rate"] = rate_of(block[STEP_COLUMNS.index("samples")].sum(),
+                                block[STEP_COLUMNS.index("step_ms")].sum())  # fmt: skip
+        return medians
+
+
+class Rows:
+    """A growing table of merged steps, one row each."""
+
+    def __init__(self) -> None:
+        self._data: Floats = np.empty((len(_ROW), 1024))
+        self.num = 0
+
+    def extend(self, block: Floats) -> None:
+        needed = self.num + block.shape[1]
+        if needed > self._data.shape[1]:
+            grown = np.empty((len(_ROW), max(needed, 2 * self._data.shape[1])))
+            grown[:, : self.num] = self._data[:, : self.num]
+            self._data = grown
+        self._data[:, self.num : needed] = block
+        self.num = needed
+
+    def __getitem__(self, name: str) -> Floats:
+        return self._data[_ROW.index(name), : self.num]
+
+
+class Smoother:
+    """Exponential moving average that starts at the first value, not at zero."""
+
+    def __init__(self, decay: float) -> None:
+        self._decay = decay
+        self._sum = self._weight = 0.0
+
+    @property
+    def value(self) -> float:
+        return self._sum / self._weight if self._weight else math.nan
+
+    def extend(self, values: Floats) -> Floats:
+        out = np.empty(len(values))
+        for i, value in enumerate(values.tolist()):
+            if math.isfinite(value):
+                self._sum = self._decay * self._sum + (1 - self._decay) * value
+                self._weight = self._decay * self._weight + (1 - self._decay)
+            out[i] = self.value
+        return out
+
+
+def rate_of(samples: float, ms: float) -> float:
+    return float(1000.0 * samples / ms) if ms > 0 and samples > 0 else math.nan
+
+
+def median(values: Floats) -> float:
+    return float(np.median(values)) if len(values) else math.nan
+
+
+def last(values: Floats) -> float:
+    return float(values[-1]) if len(values) else math.nan
+
+
+def share(part: Floats, whole: Floats) -> float:
+    return float(part.sum() / whole.sum()) if len(whole) and whole.sum() > 0 else math.nan
+
+
+def decimate(num: int) -> NDArray[np.int64]:
+    """Return at most `MAX_POINTS` row indices, evenly spaced, the last row among them."""
+    if num <= MAX_POINTS:
+        return np.arange(num)
+    return np.unique(np.linspace(0, num - 1, MAX_POINTS).astype(np.int64))
+
+
+def binned(rows: Rows, num_bins: int) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return step, rate, low and high per bin: samples over time, so that bins weigh rightly."""
+    if not rows.num or not np.nansum(rows["samples"]):
+        return (np.empty(0),) * 4
+    edges = np.unique(np.linspace(0, rows.num, min(rows.num, num_bins) + 1).astype(np.int64))[:-1]
+    samples = np.add.reduceat(np.nan_to_num(rows["samples"]), edges)
+    ms = np.add.reduceat(np.nan_to_num(rows["step_ms"]), edges)
+    count = np.diff(np.append(edges, rows.num))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rate = np.where(ms > 0, 1000.0 * samples / ms, np.nan)
+    low = np.add.reduceat(np.nan_to_num(rows["rate_low"]), edges) / count
+    high = np.add.reduceat(np.nan_to_num(rows["rate_high"]), edges) / count
+    return rows["step"][edges], rate, np.minimum(low, rate), np.maximum(high, rate)

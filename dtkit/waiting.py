@@ -1,0 +1,85 @@
+"""Waiting for a cell, blocking or not, with Interrupt as a request and not as an exception."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+    from dtkit.run import Requests
+
+__all__ = ["Interrupted", "drive", "drive_async"]
+
+_MAX_WAIT_S = 0.05
+_FIRST_WAIT_S = 0.001
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user pressed Interrupt and the ranks have stopped; cells after this one do not run."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"Interrupted: {self}"]
+
+
+def drive(steps: Iterator[None], requests: Requests) -> None:
+    """Exhaust `steps`, blocking; Interrupt becomes a request."""
+    with _interrupts(requests):
+        for wait_s in _waits(steps):
+            time.sleep(wait_s)
+    _raise_if_interrupted(requests)
+
+
+async def drive_async(steps: Iterator[None], requests: Requests) -> None:
+    """Exhaust `steps`, letting the kernel serve other messages in between."""
+    with _interrupts(requests):
+        for wait_s in _waits(steps):
+            try:
+                await asyncio.sleep(wait_s)
+            except asyncio.CancelledError:
+                # How ipykernel interrupts a cell that awaits, where no signal
+                # handler could be installed. The ranks are asked; we go on waiting.
+                requests.interrupt()
+                task: Any = asyncio.current_task()
+                task.uncancel()
+    _raise_if_interrupted(requests)
+
+
+def _waits(steps: Iterator[None]) -> Iterator[float]:
+    """Yield how long to wait before the next step: short at first, for short cells."""
+    begun_s = time.monotonic()
+    for _ in steps:
+        yield min(_MAX_WAIT_S, max(_FIRST_WAIT_S, 0.1 * (time.monotonic() - begun_s)))
+
+
+@contextmanager
+def _interrupts(requests: Requests) -> Iterator[None]:
+    """Count presses of Interrupt instead of raising KeyboardInterrupt here and now.
+
+    ipykernel's own handler cancels an awaiting cell once and ignores every
+    press after that; the second and third press mean something to us.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        requests.interrupt()
+
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _raise_if_interrupted(requests: Requests) -> None:
+    if requests.num_interrupts:
+        msg = "the ranks have stopped and keep their state"
+        raise Interrupted(msg)

@@ -1,0 +1,117 @@
+"""Guards for every test: what it leaves behind makes it fail.
+
+A fixture that outlives a test (a cluster shared by a module) adds the ids of its processes to
+`owned_pids` and takes them out again when it has ended them.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+GRACE_S = 5.0
+"""How long threads and processes that are on their way out may take."""
+
+MAY_CHANGE = {
+    "PYTEST_CURRENT_TEST",  # pytest's own
+    "KMP_DUPLICATE_LIB_OK",  # this and the next: scikit-learn, when it is imported
+    "KMP_INIT_AT_FORK",
+}
+
+_MARKED_FOLDERS = ("browser", "cluster", "notebooks")
+_TESTS = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by their folder, and skip those that need a GPU where there is none."""
+    for item in items:
+        folder = item.path.relative_to(_TESTS).parts[0]
+        if folder in _MARKED_FOLDERS:
+            item.add_marker(folder.removesuffix("s"))
+    needs_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if needs_gpu and not _has_gpu():
+        for item in needs_gpu:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session")
+def owned_pids() -> set[int]:
+    """Processes that fixtures answer for; their children count as theirs too."""
+    return set()
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_environment() -> Iterator[None]:
+    """Fail a test that adds, changes or removes an environment variable; put it back."""
+    before = dict(os.environ)
+    yield
+    after = dict(os.environ)
+    leaked = {
+        name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
+    } - MAY_CHANGE
+    for name in leaked:
+        os.environ.pop(name)
+        os.environ.update({name: before[name]} if name in before else {})
+    assert not leaked, f"environment variables changed: {', '.join(sorted(leaked))}"
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_thread() -> Iterator[None]:
+    """Fail a test whose threads would keep the interpreter from ending."""
+    before = set(threading.enumerate())
+    yield
+    deadline = time.monotonic() + GRACE_S
+    new = [t for t in threading.enumerate() if t not in before and not t.daemon]
+    for thread in new:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    leaked = [thread.name for thread in new if thread.is_alive()]
+    assert not leaked, f"threads left running: {', '.join(leaked)}"
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_process(owned_pids: set[int]) -> Iterator[None]:
+    """Fail a test that leaves a child process running; end that process."""
+    before = set(_children())
+    yield
+    new = [p for p in _children() if p not in before and not _is_owned(p, owned_pids)]
+    _, leaked = psutil.wait_procs(new, timeout=GRACE_S)
+    commands = [_command(process) for process in leaked]
+    for process in leaked:
+        process.kill()
+    assert not leaked, f"processes left running: {', '.join(commands)}"
+
+
+def _children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def _is_owned(process: psutil.Process, owned_pids: set[int]) -> bool:
+    try:
+        line = [process, *process.parents()]
+        # Python's own helper, one for the life of the interpreter.
+        is_pythons = any("resource_tracker" in part for part in process.cmdline())
+    except psutil.NoSuchProcess:  # it ended meanwhile, or is a zombie: either way gone
+        return True
+    return is_pythons or any(p.pid in owned_pids for p in line)
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return f"{process.pid} ({' '.join(process.cmdline())[:80]})"
+    except psutil.NoSuchProcess:
+        return str(process.pid)

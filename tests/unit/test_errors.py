@@ -1,0 +1,36 @@
+"""RankError: the cause once, the echoes folded, and it pickles."""
+
+import pickle
+
+from dtkit.errors import RankError, RankFailure
+
+
+def failure(rank: int, *, line: int | None = 3, is_echo: bool = False) -> RankFailure:
+    name = "RuntimeError" if is_echo else "ValueError"
+    return RankFailure(rank, name, "boom", f"traceback of {rank}", line, is_echo)
+
+
+def test_the_same_error_on_several_ranks_is_shown_once() -> None:
+    error = RankError((failure(0), failure(2)), "group rebuilt")
+    assert str(error) == "ranks 0, 2: ValueError: boom (cell line 3)\ngroup rebuilt"
+    assert "".join(error._render_traceback_()).count("traceback of") == 1
+
+
+def test_echoes_are_folded_into_a_line() -> None:
+    error = RankError((failure(1), failure(0, is_echo=True)))
+    rendered = "\n".join(error._render_traceback_())
+    assert error.causes == (failure(1),)
+    assert "traceback of 1" in rendered
+    assert "traceback of 0" not in rendered
+    assert "rank 0 failed as a consequence" in rendered
+
+
+def test_with_nothing_but_echoes_they_are_the_cause() -> None:
+    error = RankError((failure(0, is_echo=True),))
+    assert error.causes == error.failures
+
+
+def test_it_pickles() -> None:
+    error = RankError((failure(1),), "epilogue")
+    copy = pickle.loads(pickle.dumps(error))  # noqa: S301  our own bytes
+    assert (copy.failures, copy.epilogue, str(copy)) == (error.failures, "epilogue", str(error))

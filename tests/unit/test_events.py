@@ -1,0 +1,58 @@
+"""The wire format between ranks and driver."""
+
+import json
+import math
+
+import pytest
+
+from dtkit.events import (
+    STEP_COLUMNS,
+    Event,
+    LogBatch,
+    Note,
+    RankEnded,
+    RankStarted,
+    StepBatch,
+    Total,
+    decode,
+    encode,
+)
+
+
+def batch(**columns: list[float]) -> StepBatch:
+    return StepBatch(1, {name: columns.get(name, [0.0, 1.0]) for name in STEP_COLUMNS}, 7, 2)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        RankStarted(0, 12, "host", "cpu", 1.5),
+        batch(),
+        LogBatch(0, [1, 2], [0.1, 0.2], [{"a": 1.0}, {"b": 2.0}]),
+        Total(0, 100),
+        Note(3, "«1 model broadcast» \n two lines"),
+        RankEnded(1, "finished", 10, 2.5, {"skipped": 1}),
+    ],
+    ids=lambda event: type(event).__name__,
+)
+def test_every_event_survives_the_wire(event: Event) -> None:
+    line = encode(event)
+    assert b"\n" not in line
+    assert decode(line) == event
+
+
+def test_non_finite_numbers_are_strict_json_and_come_back() -> None:
+    line = encode(batch(loss=[math.inf, -math.inf]))
+    json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    event = decode(line)
+    assert isinstance(event, StepBatch)
+    assert event.columns["loss"] == [math.inf, -math.inf]
+    nan = decode(encode(LogBatch(0, [1], [0.0], [{"x": math.nan}])))
+    assert isinstance(nan, LogBatch)
+    assert math.isnan(nan.metrics[0]["x"])
+
+
+@pytest.mark.parametrize("line", [b'{"event":"Unknown"}', b'{"a":1}', b'{"event":"Note","rnk":1}'])
+def test_a_line_of_another_kind_is_refused(line: bytes) -> None:
+    with pytest.raises(ValueError, match="not a dtkit event"):
+        decode(line)

@@ -1,0 +1,302 @@
+"""The layers of the package as one table, and the proof that every module keeps to them."""
+
+from __future__ import annotations
+
+import ast
+import re
+import statistics
+import sys
+import tomllib
+from dataclasses import dataclass
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+
+BASE = (
+    "dtkit.errors",
+    "dtkit._ranks",
+    "dtkit.events",
+    "dtkit.output",
+    "dtkit.recipe",
+    "dtkit.values",
+    "dtkit._text",
+)
+VIEW = (
+    "dtkit._axis",
+    "dtkit._chart",
+    "dtkit._controls",
+    "dtkit._render",
+    "dtkit._summary",
+    "dtkit._terminal",
+    "dtkit.dashboard",
+)
+MAY_VIEW = (*VIEW, "dtkit.telemetry", "numpy", *BASE)
+SESSION = (
+    "dtkit.session",
+    "dtkit.run",
+    "dtkit.conductor",
+    "dtkit.supervisor",
+    "dtkit.celloutput",
+    "dtkit.procgroup",
+    "dtkit.transfer",
+    "dtkit.waiting",
+)
+MAY_SESSION = (
+    *SESSION,
+    "dtkit.cluster",
+    "dtkit.telemetry",
+    "dtkit.dashboard",
+    "dtkit._summary",
+    *BASE,
+)
+
+# Which names a module may import besides the standard library and modules under its own key; the
+# longest key that fits counts, and "dtkit" itself fits only the package's face. A package's name
+# stands for everything in it. ipyparallel, torch, ipywidgets and matplotlib each have one home.
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    "dtkit": BASE,
+    **dict.fromkeys(BASE, BASE),
+    "dtkit.telemetry": ("numpy", *BASE),
+    "dtkit._axis": ("matplotlib", *MAY_VIEW),
+    "dtkit._chart": ("matplotlib", "PIL", *MAY_VIEW),
+    "dtkit._controls": ("ipywidgets", *MAY_VIEW),
+    "dtkit._render": MAY_VIEW,
+    "dtkit._summary": MAY_VIEW,
+    "dtkit._terminal": MAY_VIEW,
+    "dtkit.dashboard": ("ipywidgets", "IPython.display", "IPython.core.getipython", *MAY_VIEW),
+    # IPython's profile folders belong to the interface of ipyparallel's launchers.
+    "dtkit.cluster": ("ipyparallel", "psutil", "zmq", "IPython.core.profiledir", *BASE),
+    **dict.fromkeys(SESSION, MAY_SESSION),
+    "dtkit.magics": (
+        "dtkit.session",
+        "dtkit.run",
+        "dtkit.celloutput",
+        "dtkit.waiting",
+        "dtkit.dashboard",
+        "dtkit._render",
+        "IPython",
+        "ipykernel",  # its version decides whether buttons are served
+        "traitlets",  # the settings that %config lists
+        *BASE,
+    ),
+    # Runs on the engines; the driver names it by string.
+    "dtkit.engine": (
+        "torch",
+        "numpy",
+        "psutil",
+        "cloudpickle",
+        "IPython",
+        "dtkit.errors",
+        "dtkit.events",
+        "dtkit.recipe",
+    ),
+}
+
+# Allowed inside functions and for type checkers only, never when the module is imported.
+MAY_IMPORT_LAZILY: dict[str, tuple[str, ...]] = {
+    "dtkit": ("dtkit.session", "dtkit.run", "dtkit.magics", "dtkit.engine.log", "IPython"),
+    "dtkit.transfer": ("cloudpickle",),  # loads torch when the object that it reads has tensors
+    "dtkit._text": ("dtkit.telemetry",),  # the types that it puts into words
+    "dtkit.telemetry": ("pandas",),  # optional: History.to_pandas
+}
+
+OPTIONAL = {"pandas"}  # imported where it is asked for; a plain install lacks it
+
+MAX_MODULE_LINES = 300
+MAX_FUNCTION_LINES = 60
+MAX_MEDIAN_FUNCTION_LINES = 12
+
+# "path" or "path:function" -> why it is longer. An entry that is not needed fails.
+LONGER: dict[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """One imported name; `names` are the readings of it, for `from x import y` x and x.y."""
+
+    line: int
+    names: tuple[str, ...]
+    is_lazy: bool
+
+    @property
+    def top(self) -> str:
+        """The package that the name is looked up in."""
+        return self.names[0].split(".")[0]
+
+
+def imports_of(source: str, module: str, *, is_package: bool = False) -> Iterator[Import]:
+    """Yield every import of a module, however deep it is nested."""
+    package = module.split(".") if is_package else module.split(".")[:-1]
+    pending: list[tuple[ast.AST, bool]] = [(ast.parse(source), False)]
+    while pending:
+        node, is_lazy = pending.pop()
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(node.lineno, (alias.name,), is_lazy)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield Import(node.lineno, (origin, f"{origin}.{alias.name}"), is_lazy)
+        is_lazy = is_lazy or defers(node)
+        pending += [(child, is_lazy) for child in ast.iter_child_nodes(node)]
+
+
+def defers(node: ast.AST) -> bool:
+    """Whether what the node holds is not run when the module is imported."""
+    if isinstance(node, ast.If):
+        return ast.unparse(node.test) == "TYPE_CHECKING"
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+
+
+def is_within(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def layer_of(module: str) -> str | None:
+    """Return the key of `MAY_IMPORT` that the module falls under."""
+    keys = [k for k in MAY_IMPORT if (module == k if k == "dtkit" else is_within(module, k))]
+    return max(keys, key=len, default=None)
+
+
+def illegal_imports(source: str, module: str, *, is_package: bool = False) -> list[str]:
+    layer = layer_of(module)
+    if layer is None:
+        return [f"{module} is in no layer: give it a line in MAY_IMPORT"]
+    always = () if layer == "dtkit" else (layer,)
+    legal = (*always, *MAY_IMPORT[layer])
+    lazily = (*legal, *MAY_IMPORT_LAZILY.get(layer, ()))
+    return [
+        f"{module}:{found.line} imports {found.names[-1]}, which {layer} may not: see MAY_IMPORT"
+        for found in imports_of(source, module, is_package=is_package)
+        if found.top not in sys.stdlib_module_names
+        and not any(
+            is_within(name, ok)
+            for name in found.names
+            for ok in (lazily if found.is_lazy else legal)
+        )
+    ]
+
+
+def too_long(source: str, path: str) -> Iterator[str]:
+    """Yield "path" and "path:function" for what is longer than it may be."""
+    if len(source.splitlines()) > MAX_MODULE_LINES:
+        yield path
+    for name, num_lines in function_lengths(source):
+        if num_lines > MAX_FUNCTION_LINES:
+            yield f"{path}:{name}"
+
+
+def function_lengths(source: str) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def modules() -> dict[str, Path]:
+    """Return the package's modules by dotted name."""
+    paths = sorted((ROOT / "dtkit").rglob("*.py"))
+    return {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in paths}
+
+
+MODULES = {name.removesuffix(".__init__"): path for name, path in modules().items()}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_keep_to_the_layers(module: str) -> None:
+    path = MODULES[module]
+    is_package = path.name == "__init__.py"
+    illegal = illegal_imports(path.read_text(), module, is_package=is_package)
+    assert not illegal, "\n".join(illegal)
+
+
+def test_every_line_of_the_table_is_used() -> None:
+    assert set(MAY_IMPORT) - {layer_of(module) for module in MODULES} == set()
+
+
+def test_every_imported_package_is_a_declared_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    declared = {re.split(r"\W*[<>=]", r)[0] for r in [*project["dependencies"], *extras["live"]]}
+    imported = {
+        found.top
+        for module, path in MODULES.items()
+        for found in imports_of(path.read_text(), module)
+    }
+    foreign = imported - set(sys.stdlib_module_names) - OPTIONAL - {"", "dtkit"}
+    distributions = packages_distributions()
+    undeclared = {top for top in foreign if not declared & set(distributions.get(top, [top]))}
+    assert undeclared == set()
+
+
+def test_modules_and_functions_are_short() -> None:
+    long = {
+        entry
+        for path in MODULES.values()
+        for entry in too_long(path.read_text(), str(path.relative_to(ROOT)))
+    }
+    assert long - set(LONGER) == set(), "split it, or give the reason in LONGER"
+    assert set(LONGER) - long == set(), "no longer too long: remove it from LONGER"
+
+
+def test_most_functions_are_very_short() -> None:
+    lengths = [n for path in MODULES.values() for _, n in function_lengths(path.read_text())]
+    assert statistics.median(lengths) < MAX_MEDIAN_FUNCTION_LINES
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        pytest.param("dtkit.session", "import torch", id="torch-in-the-driver"),
+        pytest.param("dtkit.session", "from dtkit.engine.group import join", id="engine-by-name"),
+        pytest.param("dtkit.session", "from dtkit import engine", id="engine-from-the-root"),
+        pytest.param(
+            "dtkit.session", "def f():\n    import ipyparallel as ipp", id="in-a-function"
+        ),
+        pytest.param(
+            "dtkit.telemetry.state",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import dtkit.dashboard",
+            id="for-the-type-checker",
+        ),
+        pytest.param("dtkit.engine.run", "from dtkit.session import Session", id="engine-up"),
+        pytest.param("dtkit.engine.run", "from ..telemetry import state", id="relative"),
+        pytest.param("dtkit.engine.reduce.sync", "from ... import dashboard", id="relative-root"),
+        pytest.param("dtkit.events", "import numpy", id="base-is-standard-library"),
+        pytest.param("dtkit._text", "import dtkit.telemetry.view", id="only-the-types"),
+        pytest.param("dtkit.dashboard", "import IPython", id="only-a-part-of-IPython"),
+        pytest.param("dtkit._render", "import matplotlib.figure", id="matplotlib-elsewhere"),
+        pytest.param("dtkit.magics.train", "from dtkit.cluster import Engines", id="two-down"),
+        pytest.param("dtkit", "from dtkit.session import Session", id="face-eagerly"),
+        pytest.param("dtkit.novelty", "", id="module-in-no-layer"),
+    ],
+)
+def test_an_illegal_import_is_found(module: str, source: str) -> None:
+    assert len(illegal_imports(source, module)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("dtkit.engine.group", "import torch.distributed as dist\nfrom torch import nn"),
+        ("dtkit.engine.group", "from .reduce import sync\nfrom dtkit.engine import reduce"),
+        ("dtkit.telemetry.state", "import json, numpy as np\nfrom dtkit import events"),
+        ("dtkit", "def load_ipython_extension(ip):\n    from dtkit.magics import register"),
+        ("dtkit.dashboard", "from IPython.display import display\nfrom IPython import display"),
+    ],
+)
+def test_a_legal_import_passes(module: str, source: str) -> None:
+    assert illegal_imports(source, module) == []
+
+
+def test_a_long_module_and_a_long_function_are_found() -> None:
+    function = "def f():\n" + "    pass\n" * MAX_FUNCTION_LINES
+    module = function + "x = 1\n" * MAX_MODULE_LINES
+    assert list(too_long(function, "m.py")) == ["m.py:f"]
+    assert list(too_long(module, "m.py")) == ["m.py", "m.py:f"]

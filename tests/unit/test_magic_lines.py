@@ -1,0 +1,89 @@
+"""What the magics' lines may say, and what they answer to what they may not."""
+
+import ast
+
+import pytest
+from IPython.core.error import UsageError
+
+from dtkit.magics import lines
+from dtkit.magics.arguments import HelpShown, Parser
+from dtkit.magics.awaiting import rewrite
+from dtkit.magics.cells import with_header
+
+ALL = [lines.INIT, lines.TRAIN, lines.PUSH, lines.PULL, lines.STATUS, lines.STOP, lines.SHUTDOWN]
+
+
+@pytest.mark.parametrize("parser", ALL, ids=lambda parser: parser.prog)
+def test_help_is_printed_and_nothing_else_happens(
+    parser: Parser, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(HelpShown):
+        parser.parse("-h")
+    assert parser.prog in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("parser", "line", "text"),
+    [
+        (lines.INIT, "--bakend gloo", "did you mean --backend?"),
+        (lines.INIT, "-n two", "invalid int value: 'two'"),
+        (lines.INIT, "-n", "expected one argument"),
+        (lines.INIT, "--backend mpi", "invalid choice: 'mpi'"),
+        (lines.INIT, "--devices '0", "check the quotes"),
+        (lines.TRAIN, "--batch both", "invalid choice: 'both'"),
+        (lines.TRAIN, "--manul", "did you mean --manual?"),
+        (lines.PULL, "", "required"),
+        (lines.STATUS, "now", "unrecognized arguments: now"),
+    ],
+)
+def test_a_line_that_cannot_be_read_says_what_would_be_right(
+    parser: Parser, line: str, text: str
+) -> None:
+    with pytest.raises(UsageError, match="lists the options") as caught:
+        parser.parse(line)
+    assert text in str(caught.value)
+
+
+def test_a_script_keeps_its_own_arguments() -> None:
+    args = lines.parse_train("--batch global --name a train.py --lr 3 -h", is_cell=False)
+    assert (args.batch, args.name) == ("global", "a")
+    assert args.words == ["train.py", "--lr", "3", "-h"]
+    with pytest.raises(UsageError, match="%%dist_train"):
+        lines.parse_train("--manual", is_cell=False)
+
+
+@pytest.mark.parametrize(
+    ("line", "is_cell", "expected"),
+    [
+        ("x + 1", False, ("all", "x + 1")),
+        ("-r 0,1 x - 1", False, ("0,1", "x - 1")),
+        ("--ranks 1: x", False, ("1:", "x")),
+        ("-x", False, ("all", "-x")),
+        ("", True, ("all", "")),
+        ("-r 1", True, ("1", "")),
+    ],
+)
+def test_an_expression_is_taken_as_it_is(
+    line: str, *, is_cell: bool, expected: tuple[str, str]
+) -> None:
+    assert lines.split_dist(line, is_cell=is_cell) == expected
+
+
+@pytest.mark.parametrize(("line", "is_cell"), [("", False), ("-r", False), ("oops", True)])
+def test_a_dist_line_without_sense_is_refused(line: str, *, is_cell: bool) -> None:
+    with pytest.raises(UsageError):
+        lines.split_dist(line, is_cell=is_cell)
+
+
+def test_only_our_cells_are_rewritten() -> None:
+    for cell in ("x = 1\n", "%%time\n1\n", "%%dist_trainer\n1\n", "%%dist_train?\n", "%dist x\n"):
+        assert rewrite([cell]) == [cell]
+    (line,) = rewrite(["%%dist_train --batch global\n", "print('a')\n", "x = '%'\n"])
+    compile(line, "cell", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    assert "'--batch global'" in line
+
+
+def test_lines_keep_their_numbers() -> None:
+    assert with_header("%%dist_train", "x = 1\n1/0\n").splitlines()[2] == "1/0"
+    assert with_header("%%dist_train", "%%time\nx = 1\n") == "%%time\nx = 1\n"
+    assert with_header("%%dist_train", "  x = 1\n") == "  x = 1\n"

@@ -1,0 +1,158 @@
+"""RunState: events of all ranks in, views and history out."""
+
+import math
+
+import numpy as np
+import pytest
+
+from dtkit.events import LogBatch, Note, RankEnded, RankStarted, StepBatch, Total
+from dtkit.telemetry import RunState
+from dtkit.telemetry.view import MAX_POINTS
+
+
+def steps(rank: int, first: int, last: int, **columns: float | list[float]) -> StepBatch:
+    numbers = list(range(first, last + 1))
+    given = {
+        "step": [float(n) for n in numbers],
+        "time_s": [0.01 * n for n in numbers],
+        "loss": 1.0, "samples": 32.0, "step_ms": 10.0, "data_ms": 1.0, "comm_ms": 2.0, "lr": 0.1,
+        **columns,
+    }  # fmt: skip
+    filled = {k: v if isinstance(v, list) else [v] * len(numbers) for k, v in given.items()}
+    return StepBatch(rank, filled, peak_bytes=2**30)
+
+
+def started(num_ranks: int) -> RunState:
+    state = RunState("run", range(num_ranks), start_unix_s=0.0)
+    for rank in range(num_ranks):
+        state.handle(RankStarted(rank, 100 + rank, "host", "cpu", 0.0))
+    return state
+
+
+def test_a_step_counts_once_every_rank_has_made_it() -> None:
+    state = started(2)
+    state.handle(steps(0, 1, 5))
+    assert state.view().step == 0
+    state.handle(steps(1, 1, 3))
+    assert state.view().step == 3
+    assert state.history().num_steps == 3
+
+
+def test_the_loss_is_weighted_by_samples() -> None:
+    state = started(2)
+    state.handle(steps(0, 1, 1, loss=1.0, samples=30.0))
+    state.handle(steps(1, 1, 1, loss=4.0, samples=10.0))
+    history = state.history()
+    assert history["loss"][0] == pytest.approx((30 * 1 + 10 * 4) / 40)
+    assert history["samples_per_s"][0] == pytest.approx(40 / 0.010)
+
+
+def test_a_rank_without_samples_does_not_count() -> None:
+    state = started(2)
+    state.handle(steps(0, 1, 1, loss=1.0, samples=1.0))
+    state.handle(steps(1, 1, 1, loss=9.0, samples=0.0))
+    assert state.history()["loss"][0] == 1.0
+
+
+def test_without_known_samples_ranks_count_alike() -> None:
+    state = started(2)
+    state.handle(steps(0, 1, 1, loss=1.0, samples=0.0))
+    state.handle(steps(1, 1, 1, loss=3.0, samples=0.0))
+    assert state.history()["loss"][0] == 2.0
+    assert math.isnan(state.history()["samples_per_s"][0])
+
+
+def test_a_loss_that_is_nan_stays_nan() -> None:
+    state = started(2)
+    for rank in range(2):
+        state.handle(steps(rank, 1, 2, loss=[1.0, math.nan]))
+    loss = state.history()["loss"]
+    assert loss[0] == 1.0
+    assert math.isnan(loss[1])
+    assert state.view().loss == 1.0
+
+
+def test_a_rank_that_ended_holds_nobody_up() -> None:
+    state = started(2)
+    state.handle(steps(0, 1, 5))
+    state.handle(steps(1, 1, 2))
+    state.handle(RankEnded(1, "finished", 2, 1.0))
+    assert state.view().step == 5
+    assert state.view().ranks[1].state == "finished"
+
+
+def test_a_rank_far_behind_does_not_stop_the_record() -> None:
+    state = started(2)
+    state.handle(steps(1, 1, 1))
+    for first in range(1, 20_001, 1000):
+        state.handle(steps(0, first, first + 999))
+    assert state.view().step > 11_000
+
+
+def test_the_history_is_as_long_as_the_run_and_the_view_is_not() -> None:
+    state = started(1)
+    for first in range(1, 5001, 100):
+        state.handle(steps(0, first, first + 99, loss=[1 / n for n in range(first, first + 100)]))
+    view, history = state.view(), state.history()
+    assert history.num_steps == 5000
+    np.testing.assert_allclose(history["loss"], 1 / np.arange(1, 5001))
+    assert len(view.loss_step) <= MAX_POINTS
+    assert view.loss_step[-1] == 5000
+
+
+def test_times_and_shares_come_from_the_steps() -> None:
+    state = started(2)
+    for rank in range(2):
+        state.handle(steps(rank, 1, 100))
+    view = state.view()
+    assert view.step_ms == 10.0
+    assert view.data_share == pytest.approx(0.1)
+    assert view.comm_share == pytest.approx(0.2)
+    assert view.peak_gib == 1.0
+    rank = view.ranks[0]
+    assert (rank.compute_ms, rank.samples_per_s) == (7.0, pytest.approx(3200.0))
+
+
+def test_logged_metrics_are_columns_averaged_over_ranks() -> None:
+    state = started(2)
+    for rank in range(2):
+        state.handle(steps(rank, 1, 3))
+        state.handle(LogBatch(rank, [2], [0.02], [{"accuracy": 0.5 + rank, "loss": 9.0}]))
+    history = state.history()
+    np.testing.assert_array_equal(history["accuracy"], [math.nan, 1.0, math.nan])
+    np.testing.assert_array_equal(history["logged_loss"], [math.nan, 9.0, math.nan])
+    assert state.view().metrics["accuracy"] == 1.0
+
+
+def test_metrics_without_any_step_make_rows_too() -> None:
+    state = started(1)
+    state.handle(LogBatch(0, [0], [0.5], [{"score": 3.0}]))
+    history = state.history()
+    assert list(history["step"]) == [0.0]
+    assert list(history["score"]) == [3.0]
+
+
+def test_an_unknown_column_names_those_that_there_are() -> None:
+    with pytest.raises(KeyError, match="loss"):
+        started(1).history()["losss"]
+
+
+def test_progress_is_estimated_from_the_loops() -> None:
+    state = started(1)
+    state.handle(Total(0, 100))
+    state.handle(steps(0, 1, 50))
+    view = state.view()
+    assert view.total_steps == 100
+    assert view.eta_s == pytest.approx(0.5)
+
+
+def test_notes_are_kept_once_and_the_end_is_final() -> None:
+    state = started(2)
+    for rank in range(2):
+        state.handle(Note(rank, "left alone"))
+    state.end("failed", "ValueError: boom")
+    view = state.view()
+    assert view.notes == ("left alone",)
+    assert (view.state, view.error) == ("failed", "ValueError: boom")
+    assert {rank.state for rank in view.ranks} == {"failed"}
+    assert view.elapsed_s == state.view().elapsed_s
