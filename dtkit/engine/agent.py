@@ -7,7 +7,11 @@ own) and sends events along the cell's output.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import sys
+import termios
+import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dtkit.engine.shell import current_shell
@@ -20,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["Agent", "agent", "install"]
 
 Request = dict[str, Any]  # Any: JSON
+
+_DRAIN_TIMEOUT_S = 0.5
+_DRAIN_STEP_S = 0.0005
 
 
 class Run(Protocol):
@@ -38,6 +45,7 @@ class Agent:
         self.group_store: Any = None
         self.run: Run | None = None
         self._parent: dict[str, Any] = {}
+        self._num_cells = 0
         self._handlers: dict[str, Callable[[Request], Request]] = {"cut": self._cut}
 
     def on(self, operation: str, handler: Callable[[Request], Request]) -> None:
@@ -47,7 +55,7 @@ class Agent:
     @property
     def is_busy(self) -> bool:
         """Whether a cell or a call of the driver is running on the main thread."""
-        return bool(self.kernel.shell_is_blocking)
+        return self._num_cells > 0 or bool(self.kernel.shell_is_blocking)
 
     def note_parent(self) -> None:
         """Remember the request that is running: events are sent as its output."""
@@ -63,6 +71,15 @@ class Agent:
             ident=b"dtkit.events",
             buffers=[b"\n".join(lines)],
         )
+
+    def before_cell(self, _info: Any) -> None:
+        """Count the cell in; IPython calls this."""
+        self._num_cells += 1
+
+    def after_cell(self, _result: Any) -> None:
+        """Count the cell out, once all that it wrote is on its way; IPython calls this."""
+        self._num_cells -= 1
+        drain_descriptors()
 
     def _cut(self, _request: Request) -> Request:
         from dtkit.engine.group import release  # loads torch; the agent itself does not need it
@@ -94,6 +111,8 @@ def install() -> None:
     if getattr(kernel, "dtkit_agent", None) is None:
         kernel.dtkit_agent = installed = Agent(kernel)
         kernel.control_handlers["dtkit_request"] = installed._on_request  # noqa: SLF001
+        kernel.shell.events.register("pre_run_cell", installed.before_cell)
+        kernel.shell.events.register("post_run_cell", installed.after_cell)
 
 
 def agent() -> Agent:
@@ -107,3 +126,21 @@ def agent() -> Agent:
         msg = "this process is not an engine that dtkit started"
         raise RuntimeError(msg)
     return found  # type: ignore[no-any-return]
+
+
+def drain_descriptors() -> None:
+    """Wait until what was written to descriptors 1 and 2 has been taken over by ipykernel.
+
+    A child process and C code write there. A thread of ipykernel's reads it; what
+    it has not read when the cell ends comes after the cell's end, and is lost.
+    """
+    deadline = time.monotonic() + _DRAIN_TIMEOUT_S
+    for stream in (sys.stdout, sys.stderr):
+        descriptor = getattr(stream, "_fid", None)
+        while descriptor is not None and time.monotonic() < deadline:
+            waiting = fcntl.ioctl(descriptor, termios.FIONREAD, b"\0" * 4)
+            # Also when nothing waits: the thread may have read and not yet have
+            # had the GIL to pass it on.
+            time.sleep(_DRAIN_STEP_S)
+            if not any(waiting):
+                break
