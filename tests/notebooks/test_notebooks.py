@@ -1,0 +1,93 @@
+"""The tutorials run as they are, say what they promise, and leave nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import nbformat
+import psutil
+import pytest
+from nbconvert import HTMLExporter
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+from build_notebook import execute  # noqa: E402  tools/ is no package
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+MARK = "DTKIT_TEST_NOTEBOOK"
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def printed(notebook: NotebookNode, cell_id: str) -> str:
+    """Return all text that a cell shows."""
+    (cell,) = [cell for cell in notebook.cells if cell.id == cell_id]
+    return "\n".join(
+        output.get("text") or output.get("data", {}).get("text/plain", "")
+        for output in cell.outputs
+    )
+
+
+def marked(value: str) -> list[int]:
+    """Return the pids of the processes that inherited our mark."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # another user's, or just gone
+            if process.environ().get(MARK) == value and process.pid != os.getpid():
+                found.append(process.pid)
+    return found
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> NotebookNode:
+    """The first tutorial, executed; its kernel and its engines are gone."""
+    notebook = nbformat.read(ROOT / "notebooks/01_first_run.ipynb", as_version=4)
+    value = str(os.getpid())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(MARK, value)
+        execute(notebook, tmp_path_factory.mktemp("first_run"))
+        assert marked(value) == []
+    return notebook
+
+
+@pytest.mark.timeout(300)
+def test_the_first_run_reaches_the_accuracy_it_promises(first_run: NotebookNode) -> None:
+    (accuracy,) = re.findall(r"test accuracy: (0\.\d+)", printed(first_run, "accuracy"))
+    assert float(accuracy) >= 0.95
+
+
+def test_the_dashboard_is_left_as_a_static_summary(first_run: NotebookNode) -> None:
+    (cell,) = [cell for cell in first_run.cells if cell.id == "train"]
+    (output,) = cell.outputs
+    assert "application/vnd.jupyter.widget-view+json" not in output.data
+    html = output.data["text/html"]
+    assert "finished" in html
+    assert "<img" in html
+    assert "alt=" in html
+    assert "all ranks" in html
+    assert "1 model broadcast, 1 DataLoader sharded (global batch 2 × 32 = 64)" in html
+    page, _ = HTMLExporter().from_notebook_node(first_run)
+    assert "1 model broadcast" in page
+
+
+def test_the_history_is_that_of_the_run(first_run: NotebookNode) -> None:
+    text = printed(first_run, "run")
+    assert "first_run finished after 880 steps" in text
+    first, last = re.findall(r"loss: ([\d.]+) at the first step, ([\d.]+) at the last", text)[0]
+    assert float(last) < float(first) / 10
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_outputs_are_kept_in_the_repository(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs
+            assert cell.execution_count is None
