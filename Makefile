@@ -56,10 +56,7 @@ lab: $(STAMP) ## open the tutorials in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir=notebooks
 
 bench: $(STAMP) ## measure, and print each figure with its spread
-	@set -e; for file in benchmarks/bench_*.py; do \
-	  test -e "$$file" || { echo "There are no benchmarks yet."; break; }; \
-	  $(BIN)/python "$$file"; \
-	done
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## remove .venv, build and the tools' caches; notebooks and runs stay
 	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -160,13 +160,12 @@ class WidgetDashboard:
         clock: Clock = time.monotonic,
         cpu_clock: Clock = time.thread_time,
     ) -> None:
-        self._controls = Controls(on_stop, on_pause, self._hurry, can_click=can_click)
         # Together 5 % of a core; apart, so that a slow chart does not hold up the state.
         self._pace = Pace(_TEXT_INTERVAL_S, clock, cpu_clock, 0.01)
         self._slow_pace = Pace(_CHART_INTERVAL_S, clock, cpu_clock, 0.04)
+        self._controls = Controls(on_stop, on_pause, self._slow_pace.hurry, can_click=can_click)
         self._chart: Any = None
         self._drawn: tuple[object, ...] = ()
-        self._blocks: Blocks | None = None
         self._handle: DisplayHandle | None = None
         self._root: Any = None
         self._is_over = False
@@ -196,15 +195,28 @@ class WidgetDashboard:
             self._slow_pace.run(lambda: self._draw_rest(view, blocks))
 
     def finish(self, view: RunView, blocks: Blocks) -> None:
-        """Replace the widgets by the summary and close them."""
+        """Replace the widgets by the summary, and close them but for a box that shows it too.
+
+        A page that was reloaded during the run has lost the cell's output, which
+        cannot be replaced there, and sees the run through the widgets alone.
+        """
         if self._is_over:
             return
         self._is_over = True
-        _show_summary(
-            self._handle, summary_bundle(view, blocks, log_scale=self._controls.has_log_scale)
-        )
-        if self._root is not None:
-            _close(self._root)
+        bundle: dict[str, object] = {}
+        try:
+            bundle = summary_bundle(view, blocks, log_scale=self._controls.has_log_scale)
+            _show_summary(self._handle, bundle)
+        finally:
+            if self._root is not None:
+                self._keep_only(str(bundle.get("text/html", "")))
+
+    def _keep_only(self, html: str) -> None:
+        import ipywidgets as w
+
+        parts, self._root.children = self._root.children, (w.HTML(html),)
+        for part in parts:
+            _close(part)
 
     def _build(self, view: RunView) -> None:
         import ipywidgets as w  # not needed where there is no front end
@@ -238,10 +250,6 @@ class WidgetDashboard:
             layout=w.Layout(width="740px", max_width="100%"),
         )
 
-    def _hurry(self) -> None:
-        self._pace.hurry()
-        self._slow_pace.hurry()
-
     def _draw_text(self, view: RunView) -> None:
         self._controls.show(view.state)
         self._state.value = render.state_line(view)
@@ -257,11 +265,9 @@ class WidgetDashboard:
         )
         self._ranks.value = render.ranks_table(view, is_full=self._controls.has_all_ranks)
         self._notes.value = render.notes_list(view)
-        if blocks != self._blocks:
-            self._blocks = blocks
-            self._logs.value = render.log_blocks(
-                blocks, len(view.ranks), max_chars=_MAX_LOG_CHARS, is_live=True
-            )
+        self._logs.value = render.log_blocks(
+            blocks, len(view.ranks), max_chars=_MAX_LOG_CHARS, is_live=True
+        )
         self._draw_chart(view)
 
     def _draw_chart(self, view: RunView) -> None:

@@ -81,8 +81,8 @@ class RunState:
         self._log_time_s: dict[int, float] = {}
         self._end_unix_s: float | None = None
         self._num_samples = 0.0
-        # (seconds, samples so far) when steps arrived; the run begins with none.
-        self._arrivals: deque[tuple[float, float]] = deque([(0.0, 0.0)])
+        # (seconds, samples so far) when steps arrived, and when the first step began.
+        self._arrivals: deque[tuple[float, float]] = deque()
 
     def handle(self, event: Event) -> None:
         """Take one event in."""
@@ -171,6 +171,9 @@ class RunState:
             self._note_arrival(float(np.nansum(self._rows["samples"][-block.shape[2] :])))
 
     def _note_arrival(self, num_samples: float) -> None:
+        if not self._arrivals:
+            first_s = self._rows["time_s"][0] - self._rows["step_ms"][0] / 1000
+            self._arrivals.append((float(first_s), 0.0))
         self._num_samples += num_samples
         now_s = float(self._rows["time_s"][-1])
         self._arrivals.append((now_s, self._num_samples))
@@ -179,6 +182,8 @@ class RunState:
             self._arrivals.popleft()
 
     def _recent_rate(self) -> float:
+        if not self._arrivals:
+            return math.nan
         (t0, n0), (t1, n1) = self._arrivals[0], self._arrivals[-1]
         return rate_of(n1 - n0, 1000.0 * (t1 - t0))
 
@@ -238,7 +243,7 @@ class RunState:
             state=rank.state,
             step=rank.step,
             step_ms=step_ms,
-            compute_ms=max(0.0, step_ms - data_ms - comm_ms),
+            compute_ms=step_ms - data_ms - comm_ms,
             data_ms=data_ms,
             comm_ms=comm_ms,
             samples_per_s=recent.get("rate", math.nan),

@@ -66,7 +66,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "dtkit.telemetry": ("numpy", *BASE),
     "dtkit._axis": ("matplotlib", *MAY_VIEW),
     "dtkit._chart": ("matplotlib", "PIL", *MAY_VIEW),
-    "dtkit._controls": ("ipywidgets", *MAY_VIEW),
+    "dtkit._controls": MAY_VIEW,
     "dtkit._render": MAY_VIEW,
     "dtkit._summary": MAY_VIEW,
     "dtkit._terminal": MAY_VIEW,

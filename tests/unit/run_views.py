@@ -1,0 +1,95 @@
+"""Views of runs that never were: what the tests of everything that draws share."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from dtkit.telemetry import RankView, RunView
+
+NUM_STEPS = 200
+
+
+def make_rank(rank: int = 0, **changes: Any) -> RankView:
+    view = RankView(
+        rank=rank,
+        host="node1",
+        device=f"cuda:{rank}",
+        pid=4000 + rank,
+        state="running",
+        step=NUM_STEPS,
+        step_ms=50.0,
+        compute_ms=35.0 + 0.1 * (rank % 4),
+        data_ms=1.5,
+        comm_ms=13.5,
+        samples_per_s=1264.0,
+        peak_gib=9.25,
+    )
+    return dataclasses.replace(view, **changes)
+
+
+def make_view(num_ranks: int = 4, num_steps: int = NUM_STEPS, **changes: Any) -> RunView:
+    """Return a run of `num_steps` steps out of 400 whose loss falls and whose rate is steady."""
+    step = np.arange(1.0, num_steps + 1)
+    smooth = 0.4 + 2.6 * np.exp(-step / 90)
+    wave = 1 + 0.02 * np.sin(step)
+    view = RunView(
+        name="run-3",
+        state="running",
+        recipe="--amp bf16",
+        elapsed_s=65.2,
+        eta_s=70.0,
+        step=num_steps,
+        total_steps=400,
+        loss=float(smooth[-1]),
+        best_loss=float(smooth[-1]),
+        samples_per_s=5055.0,
+        step_ms=50.0,
+        data_share=0.03,
+        comm_share=0.27,
+        peak_gib=9.25,
+        lr=3e-4,
+        metrics={"accuracy": 0.7132},
+        loss_step=step,
+        loss_raw=smooth * (1 + 0.1 * np.cos(7 * step)),
+        loss_smooth=smooth,
+        rate_step=step,
+        rate=5000 * wave,
+        rate_low=4600 * wave,
+        rate_high=5300 * wave,
+        ranks=tuple(make_rank(rank) for rank in range(num_ranks)),
+        notes=("1 model broadcast",),
+        error=None,
+    )
+    return dataclasses.replace(view, **changes)
+
+
+def make_empty_view(num_ranks: int = 4) -> RunView:
+    """Return a run before its first step: all that can be unknown is."""
+    nan, none = math.nan, np.empty(0)
+    numbers = ("loss", "best_loss", "samples_per_s", "step_ms", "data_share", "comm_share")
+    series = ("loss_step", "loss_raw", "loss_smooth", "rate_step", "rate", "rate_low", "rate_high")
+    unknown: dict[str, Any] = dict.fromkeys((*numbers, "eta_s", "peak_gib", "lr"), nan)
+    unknown |= dict.fromkeys(series, none)
+    times = dict.fromkeys(("step_ms", "data_ms", "comm_ms", "samples_per_s", "peak_gib"), nan)
+    # As RunState has it: a rank without a step says 0 ms of computing.
+    rank: dict[str, Any] = {
+        "state": "starting",
+        "device": "",
+        "step": 0,
+        "compute_ms": 0.0,
+        **times,
+    }
+    return make_view(
+        num_ranks,
+        state="starting",
+        step=0,
+        total_steps=None,
+        metrics={},
+        notes=(),
+        ranks=tuple(make_rank(r, **rank) for r in range(num_ranks)),
+        **unknown,
+    )
