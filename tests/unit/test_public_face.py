@@ -1,0 +1,115 @@
+"""The public face, frozen: a name that is added, dropped or changed must be meant."""
+
+from __future__ import annotations
+
+import inspect
+
+import dtkit
+from dtkit.magics.magics import DistMagics
+from dtkit.run import Run
+from dtkit.session import Session
+
+NAMES = {
+    "DtkitError",
+    "InvalidInputError",
+    "RankError",
+    "Session",
+    "current_session",
+    "last_run",
+    "load_ipython_extension",
+    "log",
+    "unload_ipython_extension",
+}
+
+SESSION = {
+    "start": "(num_ranks, *, devices, backend, oversubscribe, runs_dir, on_stage)",
+    "train": "(self, cell, *, recipe, name, ranks)",
+    "training": "(self, cell, *, recipe, name, ranks)",
+    "execute": "(self, cell, *, ranks)",
+    "running": "(self, cell, *, ranks)",
+    "pull": "(self, name, *, rank)",
+    "push": "(self, objects, *, ranks)",
+    "status": "(self)",
+    "stop": "(self)",
+    "reset_group": "(self)",
+    "close": "(self)",
+    "pids": "(self)",
+    "ranks": "property",
+    "world_size": "property",
+    "is_busy": "property",
+}
+
+RUN = {
+    "history": "property",
+    "notes": "property",
+    "state": "property",
+    "view": "(self)",
+    "stop": "(self)",
+    "pause": "(self, is_paused)",
+    "set_state": "(self, state)",
+    "end": "(self, state, error)",
+    "write": "(self)",
+}
+
+TWINS = {
+    "dist_init": Session.start,
+    "dist_train": Session.train,
+    "dist": Session.execute,
+    "dist_pull": Session.pull,
+    "dist_push": Session.push,
+    "dist_status": Session.status,
+    "dist_stop": Session.stop,
+    "dist_shutdown": Session.close,
+}
+
+
+def shape(function: object) -> str:
+    """Return the names of a function's parameters, in its own order."""
+    if isinstance(function, property):
+        return "property"
+    parts: list[str] = []
+    for parameter in inspect.signature(function).parameters.values():  # type: ignore[arg-type]
+        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in parts:
+            parts.append("*")
+        parts.append(parameter.name)
+    return f"({', '.join(parts)})"
+
+
+def public(owner: type) -> dict[str, str]:
+    """Return the public methods and properties of a class with their parameters."""
+    return {
+        name: shape(getattr(owner, name))
+        for name in list(vars(owner))
+        if not name.startswith("_") and name not in getattr(owner, "__annotations__", {})
+    }
+
+
+def test_the_names_of_the_package() -> None:
+    assert set(dtkit.__all__) == NAMES
+    for name in NAMES:
+        assert hasattr(dtkit, name)
+
+
+def test_what_a_session_offers() -> None:
+    assert public(Session) == SESSION
+
+
+def test_what_a_run_offers() -> None:
+    assert public(Run) == RUN
+
+
+def test_every_magic_has_a_twin_on_the_session() -> None:
+    magics = {name for kind in DistMagics.magics.values() for name in kind}
+    assert magics == set(TWINS)
+
+
+def test_every_public_name_is_documented() -> None:
+    documented = [getattr(dtkit, name) for name in NAMES - {"last_run"}]
+    documented += [getattr(Session, name) for name in SESSION]
+    documented += [getattr(Run, name) for name in RUN]
+    for thing in documented:
+        assert inspect.getdoc(thing), thing
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    assert not hasattr(dtkit, "no_such_name")
