@@ -98,7 +98,7 @@ class Session:
             raise
         session.start_s = time.monotonic() - begun_s
         _Registry.session = session
-        atexit.register(session.close)
+        atexit.register(session._close_at_exit)
         return session
 
     @property
@@ -236,13 +236,7 @@ class Session:
 
     def close(self) -> None:
         """End the engines and everything they started; safe to call twice."""
-        if self._is_closed:
-            return
-        self._is_closed = True
-        atexit.unregister(self.close)
-        if _Registry.session is self:
-            _Registry.session = None
-        self._cluster.stop()
+        self._close(is_hurried=self.is_busy)
 
     def pids(self) -> list[int]:
         """Return the pids of all live processes of the session's cluster."""
@@ -261,6 +255,18 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<Session: {self}{', closed' if self._is_closed else ''}>"
+
+    def _close(self, *, is_hurried: bool) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        atexit.unregister(self._close_at_exit)
+        if _Registry.session is self:
+            _Registry.session = None
+        self._cluster.stop(is_hurried=is_hurried)
+
+    def _close_at_exit(self) -> None:
+        self._close(is_hurried=True)
 
     def _check_open(self) -> None:
         if self._is_closed:

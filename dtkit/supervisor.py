@@ -169,6 +169,9 @@ class Supervisor:
 
 def failure_of(reply: Reply, *, is_released: bool = False) -> RankFailure:
     """Return a rank's reply as a failure, with the cell's own line number."""
+    if reply.status == "died":
+        text = "the engine's process ended"
+        return RankFailure(reply.rank, "EngineDied", text, f"EngineDied: {text}")
     traceback = _ANSI.sub("", reply.traceback)
     lines = re.findall(r"Cell[^\n]*?In\[\d+\][^\n]*?line (\d+)", traceback)
     is_echo = bool(

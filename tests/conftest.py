@@ -6,6 +6,7 @@ A fixture that outlives a test (a cluster shared by a module) adds the ids of it
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -53,6 +54,38 @@ def _has_gpu() -> bool:
 def owned_pids() -> set[int]:
     """Processes that fixtures answer for; their children count as theirs too."""
     return set()
+
+
+class Marked:
+    """Finds the processes that inherited a mark through their environment, however far down."""
+
+    NAME = "DTKIT_TEST_MARK"
+
+    def __init__(self) -> None:
+        self._value = f"{os.getpid()}-{time.monotonic_ns()}"
+
+    @contextlib.contextmanager
+    def marking(self) -> Iterator[None]:
+        """Mark every process that is started within the context."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(self.NAME, self._value)
+            yield
+
+    def left(self) -> list[str]:
+        """Return the commands of the marked processes that are running."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):  # another user's, or just gone
+                is_marked = process.environ().get(self.NAME) == self._value
+                if is_marked and process.pid != os.getpid():
+                    found.append(_command(process))
+        return found
+
+
+@pytest.fixture(scope="module")
+def marked() -> Marked:
+    """A mark of this module's own."""
+    return Marked()
 
 
 @pytest.fixture(autouse=True)

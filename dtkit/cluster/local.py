@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["LocalCluster"]
 
 START_TIMEOUT_S = 120.0
-_STOP_TIMEOUT_S = 3.0
+_STOP_TIMEOUT_S = 2.0
+_KILL_TIMEOUT_S = 3.0
 _LOG_LINES = 20
 
 _CONTROLLER_ARGS = [
@@ -113,15 +115,21 @@ class LocalCluster:
             self.stop()
             raise
 
-    def stop(self) -> None:
-        """End every process of the cluster and remove its folder; safe to call twice."""
+    def stop(self, *, is_hurried: bool = False) -> None:
+        """End every process of the cluster and remove its folder; safe to call twice.
+
+        Args:
+            is_hurried: kill at once. An engine in a collective does not hear a
+                SIGTERM, and a notebook that is being shut down has two seconds
+                before it is killed itself.
+        """
         if hasattr(self, "engines"):
             self.engines.close()
         self._remember_processes()
         # Not Cluster.stop_cluster: it waits 5 s for an engine that is stuck in a
         # collective. A SIGTERM lets engines run their exit handlers; what is then
         # still there is killed.
-        _end(self._processes)
+        _end(self._processes, 0.0 if is_hurried else _STOP_TIMEOUT_S)
         shutil.rmtree(self.dir, ignore_errors=True)
 
     def log_tail(self, engine: int, num_lines: int = _LOG_LINES) -> str:
@@ -191,16 +199,25 @@ def _slot_env(slot: Slot, preload: Sequence[str]) -> dict[str, str]:
     return env
 
 
-def _end(processes: Sequence[psutil.Process]) -> None:
-    """Terminate, then kill. psutil compares start times, so a reused pid is left alone."""
+def _end(processes: Sequence[psutil.Process], grace_s: float) -> None:
+    """Terminate, then kill. psutil compares start times, so a reused pid is left alone.
+
+    Args:
+        processes: whom to end.
+        grace_s: how long they may take after a SIGTERM; 0 sends no SIGTERM.
+    """
+    alive = list(processes)
+    if grace_s:
+        _signal(alive, signal.SIGTERM)
+        _, alive = psutil.wait_procs(alive, timeout=grace_s)
+    _signal(alive, signal.SIGKILL)
+    psutil.wait_procs(alive, timeout=_KILL_TIMEOUT_S)
+
+
+def _signal(processes: Sequence[psutil.Process], number: int) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
-    _, alive = psutil.wait_procs(processes, timeout=_STOP_TIMEOUT_S)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=_STOP_TIMEOUT_S)
+            process.send_signal(number)
 
 
 def _quiet_logger() -> logging.Logger:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import nbformat
-import psutil
 import pytest
 from nbconvert import HTMLExporter
 
@@ -22,7 +19,6 @@ from build_notebook import execute  # noqa: E402  tools/ is no package
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-MARK = "DTKIT_TEST_NOTEBOOK"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -35,25 +31,13 @@ def printed(notebook: NotebookNode, cell_id: str) -> str:
     )
 
 
-def marked(value: str) -> list[int]:
-    """Return the pids of the processes that inherited our mark."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):  # another user's, or just gone
-            if process.environ().get(MARK) == value and process.pid != os.getpid():
-                found.append(process.pid)
-    return found
-
-
 @pytest.fixture(scope="module")
-def first_run(tmp_path_factory: pytest.TempPathFactory) -> NotebookNode:
+def first_run(tmp_path_factory: pytest.TempPathFactory, marked: Any) -> NotebookNode:
     """The first tutorial, executed; its kernel and its engines are gone."""
     notebook = nbformat.read(ROOT / "notebooks/01_first_run.ipynb", as_version=4)
-    value = str(os.getpid())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(MARK, value)
+    with marked.marking():
         execute(notebook, tmp_path_factory.mktemp("first_run"))
-        assert marked(value) == []
+    assert marked.left() == []
     return notebook
 
 
