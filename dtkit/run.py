@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ class Run:
         self.output = CellOutput(ranks, self._state.handle)
         self.requests = Requests()
         self._final: dict[str, object] | None = None
+        self._ended = threading.Event()
 
     @property
     def state(self) -> str:
@@ -75,6 +77,22 @@ class Run:
         """Ask every rank to stop after its current step."""
         self.requests.stop()
 
+    def wait(self, *, timeout_s: float | None = None) -> None:
+        """Wait for the end of a run in the background.
+
+        Args:
+            timeout_s: for how long; None waits for ever.
+
+        Raises:
+            TimeoutError: the run goes on.
+            RankError: the run failed.
+        """
+        if not self._ended.wait(timeout_s):
+            msg = f"run {self.name!r} goes on after {timeout_s:g} s"
+            raise TimeoutError(msg)
+        if self.error is not None:
+            raise self.error
+
     def pause(self, is_paused: bool = True) -> None:  # noqa: FBT001, FBT002  reads well
         """Ask every rank to pause after its current step, or to go on."""
         self.requests.pause(is_paused)
@@ -88,6 +106,7 @@ class Run:
         self.error = error
         self._state.end(state, str(error) if error else None)
         self.write()
+        self._ended.set()
 
     def write(self) -> None:
         """Write `run.json`: whole or not at all."""

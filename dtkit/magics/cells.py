@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from IPython.display import display
 from dtkit import _render as render
 from dtkit._ranks import format_ranks
 from dtkit.dashboard import make_dashboard
+from dtkit.errors import DtkitError
+from dtkit.waiting import drive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from dtkit.run import Requests, Run
     from dtkit.session import Session
 
-__all__ = ["ShownCell", "run_on_ranks", "train_on_ranks", "with_header"]
+__all__ = ["ShownCell", "go_on_in_background", "run_on_ranks", "train_on_ranks", "with_header"]
 
 _REFRESH_S = 0.1
 _MAX_SHOWN_CHARS = 50_000
@@ -86,6 +89,25 @@ def train_on_ranks(
             displays.refresh(is_final=True)
 
     return showing(), run.requests
+
+
+def go_on_in_background(steps: Iterator[None], requests: Requests) -> None:
+    """Begin the steps here, where the cell's output is, and exhaust them in a thread.
+
+    What the run fails with is in `Run.error`, in its summary, and raised by `Run.wait`.
+    """
+    next(steps, None)
+    shell: Any = get_ipython()
+    parent = shell.get_parent() if hasattr(shell, "get_parent") else None
+
+    def go_on() -> None:
+        if parent is not None:
+            # What a thread displays goes to the newest cell otherwise.
+            shell.set_parent(parent)
+        with contextlib.suppress(DtkitError):  # the run holds it
+            drive(steps, requests)
+
+    threading.Thread(target=go_on, name="dtkit-background", daemon=True).start()
 
 
 def _settle(run: Run) -> None:

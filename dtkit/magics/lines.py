@@ -54,6 +54,10 @@ def _train() -> Parser:
         "--batch", default="rank", choices=("rank", "global"),
         help="what a written batch size means: of each rank (default), or of all together",
     )  # fmt: skip
+    parser.add_argument(
+        "--background", action="store_true",
+        help="return at once; %%dist_stop ends the run, dtkit.last_run.wait() waits for it",
+    )  # fmt: skip
     parser.add_argument("--manual", action="store_true", help="the cell distributes itself")
     parser.add_argument("--name", metavar="NAME", help="name of the run and its folder")
     parser.add_argument("--ranks", default="all", metavar="RANKS", help=_RANKS)

@@ -16,7 +16,12 @@ from dtkit._ranks import parse_ranks
 from dtkit.errors import InvalidInputError
 from dtkit.magics import lines
 from dtkit.magics.arguments import usage_errors
-from dtkit.magics.cells import run_on_ranks, train_on_ranks, with_header
+from dtkit.magics.cells import (
+    go_on_in_background,
+    run_on_ranks,
+    train_on_ranks,
+    with_header,
+)
 from dtkit.magics.tables import StageLine, StatusTable
 from dtkit.recipe import Recipe
 from dtkit.session import Session, current_session
@@ -69,8 +74,9 @@ class DistMagics(Magics):
     @usage_errors
     def dist_train(self, line: str, cell: str | None = None) -> None:
         """Train the cell (or a script) on every rank, with a live dashboard."""
-        steps, requests = self._training(line, cell, can_click=False)
-        drive(steps, requests)
+        prepared = self._training(line, cell, can_click=False)
+        if prepared is not None:
+            drive(*prepared)
 
     @line_cell_magic
     @usage_errors
@@ -83,7 +89,7 @@ class DistMagics(Magics):
         """Run one of the cell magics without blocking the kernel; see `awaiting`."""
         prepare = usage_errors(self._training if name == "dist_train" else self._running)
         prepared = prepare(line, cell)
-        if prepared is not None:  # None: only the help was asked for
+        if prepared is not None:  # None: help was asked for, or it goes on in the background
             await drive_async(*prepared)
 
     @line_magic
@@ -145,7 +151,7 @@ class DistMagics(Magics):
 
     def _training(
         self, line: str, cell: str | None, *, can_click: bool = True
-    ) -> tuple[Iterator[None], Requests]:
+    ) -> tuple[Iterator[None], Requests] | None:
         args = lines.parse_train(line, is_cell=cell is not None)
         session = self._session()
         if cell is None:
@@ -155,15 +161,18 @@ class DistMagics(Magics):
             raise UsageError(msg)
         else:
             code = with_header(f"%%dist_train {line}".rstrip(), cell)
-        ranks = parse_ranks(args.ranks, session.world_size)
-        return train_on_ranks(
+        steps, requests = train_on_ranks(
             session,
             code,
-            can_click=can_click and int(ipykernel.__version__.split(".")[0]) >= _SERVES_CLICKS_FROM,
+            can_click=args.background or (can_click and _serves_clicks()),
             recipe=Recipe(manual=args.manual, batch=args.batch),
             name=args.name,
-            ranks=ranks,
+            ranks=parse_ranks(args.ranks, session.world_size),
         )
+        if not args.background:
+            return steps, requests
+        go_on_in_background(steps, requests)
+        return None
 
     def _running(self, line: str, cell: str | None) -> tuple[Iterator[None], Requests]:
         ranks_text, expression = lines.split_dist(line, is_cell=cell is not None)
@@ -197,6 +206,10 @@ class DistMagics(Magics):
 
     def _say(self, text: str) -> None:
         display({"text/plain": text, "text/html": f"<pre>{text}</pre>"}, raw=True)
+
+
+def _serves_clicks() -> bool:
+    return int(ipykernel.__version__.split(".")[0]) >= _SERVES_CLICKS_FROM
 
 
 def _one_rank(text: str, session: Session) -> tuple[int]:

@@ -13,6 +13,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 import dtkit
+from dtkit.errors import RankError
 from dtkit.session import current_session
 
 if TYPE_CHECKING:
@@ -221,6 +222,31 @@ def test_interrupt_stops_a_run_between_two_steps(notebook: Notebook) -> None:
     weights = notebook.run("%dist model.weight.sum().item()")
     assert weights.startswith("all ranks: ")
     notebook.run("%%dist_train\n" + TRAINING.replace("EPOCHS", "1"))
+
+
+def test_a_run_in_the_background_is_stopped_by_the_magic(notebook: Notebook) -> None:
+    begun = notebook.run("%%dist_train --background\n" + TRAINING.replace("EPOCHS", "100_000"))
+    assert "running" not in begun.split("\n")[-1]
+    run = dtkit.last_run
+    assert run is not None
+    assert run.state == "running"
+    text = notebook.run("%dist rank", fails=True)
+    assert "busy with another cell" in text
+    while run.view().step < 5:
+        threading.Event().wait(0.05)
+    assert "stopping after the step" in notebook.run("%dist_stop")
+    run.wait(timeout_s=20)
+    assert run.state == "stopped"
+    assert notebook.run("%dist num_steps > 4") == "all ranks: True\n"
+
+
+def test_a_failure_in_the_background_is_kept(notebook: Notebook) -> None:
+    notebook.run("%%dist_train --background\n1 / 0")
+    run = dtkit.last_run
+    assert run is not None
+    with pytest.raises(RankError, match="division by zero"):
+        run.wait(timeout_s=20)
+    assert run.state == "failed"
 
 
 def test_interrupt_twice_frees_a_collective(notebook: Notebook) -> None:

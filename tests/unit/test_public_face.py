@@ -44,6 +44,7 @@ RUN = {
     "notes": "property",
     "state": "property",
     "view": "(self)",
+    "wait": "(self, *, timeout_s)",
     "stop": "(self)",
     "pause": "(self, is_paused)",
     "set_state": "(self, state)",
