@@ -85,10 +85,17 @@ class Conductor:
         try:
             execution = self._engines.execute(cell, ranks, output.on_message)
             supervisor = Supervisor(self._engines, execution, requests, has_steps=run is not None)
-            for _ in supervisor.wait():
-                if run is not None and run.view().state in ("running", "pausing", "paused"):
-                    run.set_state(supervisor.phase)
-                yield
+            try:
+                for _ in supervisor.wait():
+                    if run is not None and run.view().state in ("running", "pausing", "paused"):
+                        run.set_state(supervisor.phase)
+                    yield
+            except BaseException:
+                # Whoever drove us has given up; a closed session has no engines left.
+                if not self._engines.is_closed:
+                    supervisor.abandon()
+                    self._recover(supervisor)
+                raise
             epilogue = self._recover(supervisor)
             error = supervisor.error(epilogue)
             if run is not None:

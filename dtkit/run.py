@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dtkit.celloutput import CellOutput
 from dtkit.errors import InvalidInputError
+from dtkit.events import Note
 from dtkit.telemetry import RunState
 
 if TYPE_CHECKING:
@@ -96,6 +97,10 @@ class Run:
     def pause(self, is_paused: bool = True) -> None:  # noqa: FBT001, FBT002  reads well
         """Ask every rank to pause after its current step, or to go on."""
         self.requests.pause(is_paused)
+
+    def note(self, text: str) -> None:
+        """Add a line to what the summary says was done or left alone."""
+        self._state.handle(Note(self.ranks[0], text))
 
     def set_state(self, state: str) -> None:
         """Note what the driver is doing to the run (running, pausing, paused, stopping)."""

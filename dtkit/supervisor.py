@@ -28,6 +28,8 @@ _GRACE_S = 0.05
 """How long other ranks may take to fail by themselves, as they do on a syntax error."""
 _SIGINT_AFTER_S = 1.0
 """How long a released rank may take before it is interrupted as well."""
+_ABANDON_TIMEOUT_S = 5.0
+_POLL_S = 0.01
 _STOPPED = "RunStopped"
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _ECHO = re.compile(r"gloo|nccl|Connection (closed|reset)|Broken pipe|aborted", re.IGNORECASE)
@@ -73,6 +75,18 @@ class Supervisor:
         deadline = time.monotonic() + FLUSH_TIMEOUT_S
         while not self._execution.is_flushed() and time.monotonic() < deadline:
             yield
+
+    def abandon(self) -> None:
+        """Interrupt the ranks and wait, for a bounded time, until they have let go of the cell.
+
+        For when nobody goes on to `wait`: ranks that run on unseen would answer nothing else.
+        """
+        deadline = time.monotonic() + _ABANDON_TIMEOUT_S
+        if not self._execution.poll():
+            self._release(self._execution.running)
+            self._interrupt(self._execution.running)
+        while not self._execution.poll() and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
 
     def state(self) -> str:
         """Return finished, stopped or failed, from the ranks' replies."""

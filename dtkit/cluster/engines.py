@@ -91,6 +91,11 @@ class Engines:
         """Ranks whose engine has gone."""
         return tuple(sorted(self._lost))
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the connection was closed."""
+        return self._is_closed
+
     def are_registered(self) -> bool:
         """Whether every engine has reported to the controller."""
         return set(self._engine_of.values()) <= set(self._client.ids)

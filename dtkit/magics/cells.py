@@ -12,6 +12,7 @@ from IPython.core.getipython import get_ipython
 from IPython.display import display
 
 from dtkit import _render as render
+from dtkit._guarded import GuardedDashboard
 from dtkit._ranks import format_ranks
 from dtkit.dashboard import make_dashboard
 from dtkit.errors import DtkitError
@@ -70,8 +71,9 @@ def train_on_ranks(
 ) -> tuple[Iterator[None], Requests]:
     """Send a training cell under a dashboard; the same for it."""
     run, steps = session.training(code, **options)
-    dashboard = make_dashboard(
-        on_stop=run.requests.stop, on_pause=run.requests.pause, can_click=can_click
+    dashboard = GuardedDashboard(
+        make_dashboard(on_stop=run.requests.stop, on_pause=run.requests.pause, can_click=can_click),
+        run.note,
     )
     displays = _Displays(run.output, session.world_size)
 

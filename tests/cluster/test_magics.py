@@ -264,6 +264,16 @@ def test_interrupt_twice_frees_a_collective(notebook: Notebook) -> None:
     )
 
 
+def test_ranks_are_let_go_when_nobody_drives_a_cell_on(notebook: Notebook) -> None:
+    session = current_session()
+    assert session is not None
+    _, _, steps = session.running("import time\nwhile True: time.sleep(0.1)")
+    next(steps)
+    del steps  # as when the loop that drives it raises
+    assert not session.is_busy
+    assert notebook.run("%dist world_size") == "all ranks: 2\n"
+
+
 def test_objects_travel_both_ways(notebook: Notebook) -> None:
     notebook.shell.user_ns["table"] = {"a": [1, 2]}
     assert "table: " in notebook.run("%dist_push table")

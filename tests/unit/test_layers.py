@@ -32,6 +32,7 @@ VIEW = (
     "dtkit._axis",
     "dtkit._chart",
     "dtkit._controls",
+    "dtkit._guarded",
     "dtkit._render",
     "dtkit._summary",
     "dtkit._terminal",
@@ -67,6 +68,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "dtkit._axis": ("matplotlib", *MAY_VIEW),
     "dtkit._chart": ("matplotlib", "PIL", *MAY_VIEW),
     "dtkit._controls": MAY_VIEW,
+    "dtkit._guarded": MAY_VIEW,
     "dtkit._render": MAY_VIEW,
     "dtkit._summary": MAY_VIEW,
     "dtkit._terminal": MAY_VIEW,
@@ -75,6 +77,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "dtkit.cluster": ("ipyparallel", "psutil", "zmq", "IPython.core.profiledir", *BASE),
     **dict.fromkeys(SESSION, MAY_SESSION),
     "dtkit.magics": (
+        "dtkit._guarded",
         "dtkit.session",
         "dtkit.run",
         "dtkit.celloutput",

@@ -42,6 +42,7 @@ SESSION = {
 RUN = {
     "history": "property",
     "notes": "property",
+    "note": "(self, text)",
     "state": "property",
     "view": "(self)",
     "wait": "(self, *, timeout_s)",
