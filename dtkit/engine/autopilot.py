@@ -8,46 +8,31 @@ gradients are averaged inside `backward()`. Whoever distributed a model himself
 
 from __future__ import annotations
 
-import hashlib
-import os
 from contextlib import ExitStack, contextmanager
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from dtkit.engine.loader import ShardedLoaders
-from dtkit.engine.models import (
-    already_distributed,
-    find_models,
-    running_statistics,
-    sparse_parameters,
-)
+from dtkit.engine import randomness, saving
+from dtkit.engine.adoption import Adoption
+from dtkit.engine.loader import ShardedLoaders, why_whole
+from dtkit.engine.models import already_distributed, named_in
 from dtkit.engine.patches import replaced
-from dtkit.engine.reduce import GradSynchronizer
+from dtkit.engine.reduce import Passes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from torch.optim import Optimizer
+    from torch.utils.data import DataLoader
 
 __all__ = ["Autopilot"]
 
-
-class _Adopted:
-    """One optimizer, with the synchronizers of its parameters."""
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self.optimizer = optimizer
-        self.synchronizers: list[GradSynchronizer] = []
-        self.num_params = 0
-        self.frozen: list[torch.nn.Parameter] = []
-        self.is_used = False
-        self.is_left_alone = False
-
-    def parameters(self) -> list[torch.nn.Parameter]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
+# Any, below: losses, closures and patched functions are the user's or torch's own.
 
 
 class Autopilot:
@@ -73,72 +58,74 @@ class Autopilot:
         self._world_size = dist.get_world_size(group)
         self._is_global_batch = is_global_batch
         self._note = note
-        self._on_wait = on_wait
-        self._adopted: dict[int, _Adopted] = {}
-        self._owned: set[int] = set()
-        self._models: set[int] = set()
-        self._has_own_seed = False
-        self.loaders = ShardedLoaders(group, is_global=is_global_batch, note=note)
+        self._passes = Passes(on_wait)
+        self._adoption = Adoption(group, self._passes, note)
+        self._loaders = ShardedLoaders(group, is_global=is_global_batch)
+        self._is_users = False
+        """Whether the cell distributes its model itself."""
+        self._has_noted_whole = self._has_noted_weights = False
         self.batch_weight = 1.0
+        """What this rank's gradient weighs in the global batch."""
+
+    @property
+    def first_rank(self) -> int:
+        """The rank that speaks for all, as a rank of the whole group."""
+        return dist.get_global_rank(self._group, 0)
+
+    def prepare(self, source: str, namespace: Mapping[str, Any]) -> None:
+        """Let all ranks begin a cell alike: random numbers, and weights that are there."""
+        randomness.share(self._group)
+        self._is_users = already_distributed([], named_in(source, namespace)) is not None
+        # type(), not isinstance: an arbitrary object's __class__ may run code.
+        found = {id(v): v for v in namespace.values() if issubclass(type(v), Optimizer)}
+        self._adoption.equalize(found.values())
 
     def adopt(self, optimizer: Optimizer) -> None:
-        """Take over an optimizer's parameters, unless somebody distributes them already."""
-        if id(optimizer) in self._adopted:
-            return
-        entry = self._adopted[id(optimizer)] = _Adopted(optimizer)
-        self._take(entry)
-        self._differ_in_seed()
+        """Take over an optimizer that the cell has made."""
+        self._adoption.adopt(optimizer)
 
-    def use(self, optimizer: Optimizer) -> _Adopted:
-        """Note a use of the optimizer; at the first one its models are made equal again.
+    def before_backward(self) -> float:
+        """Make ready for a backward pass; returns the weight of its gradients."""
+        self._adoption.before_first_use()
+        if not self._passes.num_begun and not self._is_global_batch:
+            self._part()
+        self._passes.begin()
+        return self.batch_weight
 
-        Between its making and its first use the cell may have initialised or
-        loaded weights.
+    def weigh(self, weight: float, *, is_another: bool) -> None:
+        """Take the weight of the next backward pass.
+
+        Args:
+            weight: of this rank's share of a batch.
+            is_another: whether a batch for the same pass has been weighed already.
         """
-        if id(optimizer) not in self._adopted:
-            self.adopt(optimizer)
-            self._adopted[id(optimizer)].is_used = True
-        entry = self._adopted[id(optimizer)]
-        if not entry.is_used:
-            entry.is_used = True
-            if not entry.is_left_alone:
-                self._broadcast(find_models(entry.parameters()), entry.parameters())
-        return entry
+        if is_another and weight != self.batch_weight and not self._has_noted_weights:
+            self._has_noted_weights = True
+            self._note(
+                "unequal shares of two batches met in one backward pass: the last one counts"
+            )
+        self.batch_weight = weight
 
-    def before_backward(self) -> None:
-        """Make sure that every optimizer made so far is in use."""
-        for entry in list(self._adopted.values()):
-            if not entry.is_used:
-                self.use(entry.optimizer)
-
-    def zeroed(self, optimizer: Optimizer) -> None:
-        """Note that the optimizer's gradients are cleared."""
-        for synchronizer in self.use(optimizer).synchronizers:
-            synchronizer.zeroed()
+    def after_backward(self, *, has_failed: bool) -> None:
+        """Make the gradients final that are due."""
+        if has_failed:
+            self._passes.abort()
+        else:
+            self._passes.end()
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Average what is not averaged yet: the step must see equal gradients everywhere."""
-        entry = self.use(optimizer)
-        if entry.is_left_alone:
-            return
-        num_params = sum(len(group["params"]) for group in optimizer.param_groups)
-        if num_params != entry.num_params or any(p.grad is not None for p in entry.frozen):
-            self._take(entry)
-        for synchronizer in entry.synchronizers:
-            synchronizer.flush()
+        self._adoption.before_use(optimizer)
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Note a finished step."""
-        for synchronizer in self._adopted[id(optimizer)].synchronizers:
-            synchronizer.stepped()
+        self._adoption.used(optimizer)
 
-    def flush(self) -> None:
-        """Average whatever is not averaged yet, before gradients are clipped or unscaled."""
-        for entry in self._adopted.values():
-            for synchronizer in entry.synchronizers:
-                synchronizer.flush()
+    def before_clipping(self, grads: Iterable[torch.Tensor]) -> None:
+        """Average what is not averaged yet: clipping looks at all gradients together."""
+        self._adoption.flush(grads)
 
-    def shared_closure(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+    def shared_closure(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
         """Return the closure with its loss averaged over ranks.
 
         Optimizers such as LBFGS decide by the loss; ranks that saw different
@@ -147,136 +134,142 @@ class Autopilot:
 
         def averaged() -> Any:
             loss = closure()
-            if not isinstance(loss, torch.Tensor):
-                return loss
-            total = loss.detach().clone() * self.batch_weight
-            dist.all_reduce(total, group=self._group)
-            return total / self._world_size
+            # The optimizer uses the gradients now, long before its step is done.
+            self._adoption.before_use(optimizer)
+            self._adoption.used(optimizer)
+            return self._average(loss, self.batch_weight)
 
         return averaged
+
+    def twin(self, loader: DataLoader[Any]) -> DataLoader[Any] | None:
+        """Return the loader that yields this rank's share, None to leave `loader` whole."""
+        return None if self._is_left_whole else self._loaders.twin(loader)
+
+    def is_evaluating(self) -> bool:
+        """Return whether the cell evaluates: that must see every sample."""
+        models = self._adoption.models
+        is_eval = models and not any(m.training for model in models for m in model.modules())
+        return bool(is_eval) or not torch.is_grad_enabled()
+
+    def trained_on_whole(self, loader: DataLoader[Any]) -> None:
+        """Tell the user that a loader trains although it was not divided."""
+        reason = why_whole(loader)
+        if reason is None:
+            reason = (
+                "the cell distributes its model itself"
+                if self._is_left_whole
+                else "the model was in eval mode"
+            )
+        if reason:
+            self._has_noted_whole = True
+            self._note(f"1 DataLoader left whole: {reason}")
 
     @contextmanager
     def flying(self) -> Iterator[None]:
         """Keep watch within the context; on leaving, every hook is removed."""
         with ExitStack() as stack:
-            stack.callback(self._release_all)
-            stack.enter_context(
-                replaced(DistributedDataParallel, "__init__", self._standing_back_for_ddp)
-            )
-            if self._rank:
-                stack.enter_context(replaced(torch, "save", self._saving_on_rank_0))
+            stack.callback(self._adoption.close)
+            for owner, name, make in (
+                (DistributedDataParallel, "__init__", self._standing_back_for_ddp),
+                (ReduceLROnPlateau, "step", self._sharing_metric),
+                (torch, "save", saving.whole_or_not_at_all),
+            ):
+                stack.enter_context(replaced(owner, name, make))
             yield
 
     def summary(self) -> str:
         """Return one line that says what was done to the cell."""
-        averaged = [e for e in self._adopted.values() if e.synchronizers]
         parts = []
-        if self._models:
-            parts.append(f"{_count(len(self._models), 'model')} broadcast")
-        for size in sorted({s for s in self.loaders.batch_sizes if s}):
-            num = self.loaders.batch_sizes.count(size)
-            parts.append(f"{_count(num, 'DataLoader')} sharded ({self._batch_text(size)})")
-        if averaged:
+        if self._adoption.num_models:
+            parts.append(f"{_count(self._adoption.num_models, 'model')} broadcast")
+        sizes = self._loaders.batch_sizes
+        for size in sorted(set(sizes)):
+            num = sizes.count(size)
+            parts.append(f"{_count(num, 'DataLoader')} sharded{self._batch_text(size)}")
+        if self._adoption.num_averaged:
             parts.append("gradients averaged")
-            if not self.loaders.batch_sizes:
+            if not sizes and not self._has_noted_whole:
                 parts.append(
                     "no DataLoader was sharded: every rank trains on the data that it reads itself"
                 )
+        elif self._passes.num_begun and not self._adoption.num_left_alone:
+            parts.append("no optimizer of torch.optim was used: every rank trains by itself")
         return ", ".join(parts)
+
+    def compare_weights(self, optimizer: Optimizer, store: dist.Store, name: str) -> str | None:
+        """Return a line if an optimizer's weights are not the same on all ranks.
+
+        Nobody waits: each rank leaves its checksum in the store, and the one that
+        comes last compares. If a rank never comes, nothing is compared.
+
+        Args:
+            optimizer: whose parameters.
+            store: shared by the ranks.
+            name: of the run, used once.
+        """
+        checksum = self._adoption.checksum(optimizer)
+        if checksum is None:
+            return None
+        store.set(f"{name}/{self._rank}", checksum)
+        if store.add(f"{name}/count", 1) < self._world_size:
+            return None
+        found = {store.get(f"{name}/{rank}") for rank in range(self._world_size)}
+        if len(found) == 1:
+            return None
+        return (
+            "the ranks ended with different weights: something that the cell did differed from "
+            "rank to rank. Rank 0's are the ones that %dist_pull brings"
+        )
 
     def _batch_text(self, size: int) -> str:
         num = self._world_size
-        if self._is_global_batch:
-            return f"global batch {size} = {num} × {size / num:g}"
-        return f"global batch {num} × {size} = {num * size}"
+        if not size:  # a sampler of batches that does not say
+            return ""
+        if not self._is_global_batch:
+            return f" (global batch {num} × {size} = {num * size})"
+        if size % num:
+            return f" (global batch {size} over {num} ranks)"
+        return f" (global batch {size} = {num} × {size // num})"
 
-    def _take(self, entry: _Adopted) -> None:
-        """Adopt the entry's parameters that are not adopted yet."""
-        params = [p for p in entry.parameters() if p.is_leaf]
-        entry.num_params = len(entry.parameters())
-        entry.frozen = [p for p in params if not p.requires_grad]
-        fresh = [p for p in params if p.requires_grad and id(p) not in self._owned]
-        if not fresh:
-            return
-        models = find_models(fresh)
-        reason = already_distributed(fresh, models) or self._disagreement(fresh)
-        if getattr(entry.optimizer, "_dtkit_distributed", False):
-            reason = "it averages gradients itself"
-        if reason:
-            entry.is_left_alone = True
-            self._note(f"{type(entry.optimizer).__name__} left alone: {reason}")
-            return
-        self._broadcast(models, entry.parameters())
-        self._models.update(id(m) for m in models)
-        self._owned.update(id(p) for p in fresh)
-        entry.synchronizers.append(
-            GradSynchronizer(
-                fresh,
-                self._group,
-                sparse=[p for p in sparse_parameters(models) if p.requires_grad],
-                tensors=lambda: running_statistics(models),
-                on_wait=self._on_wait,
-            )
-        )
+    @property
+    def _is_left_whole(self) -> bool:
+        return self._is_users or self._adoption.num_left_alone > 0
 
-    def _disagreement(self, params: list[torch.nn.Parameter]) -> str | None:
-        """Return why ranks cannot average these: they are not the same everywhere."""
-        layout = ";".join(f"{tuple(p.shape)}{p.dtype}" for p in params)
-        digest = int.from_bytes(hashlib.sha256(layout.encode()).digest()[:7], "big")
-        bounds = torch.tensor([digest, -digest])
-        dist.all_reduce(bounds, op=dist.ReduceOp.MAX, group=self._group)
-        if int(bounds[0]) == digest == -int(bounds[1]):
-            return None
-        return "its parameters differ between ranks in number or shape (model parallel?)"
+    def _part(self) -> None:
+        sent: list[Any] = [randomness.fingerprint()]
+        dist.broadcast_object_list(sent, group=self._group, group_src=0, device=torch.device("cpu"))
+        randomness.part(self._rank, sent[0])
 
-    @torch.no_grad()
-    def _broadcast(self, models: list[torch.nn.Module], params: list[torch.nn.Parameter]) -> None:
-        tensors = {id(p): p.data for p in params}
-        for model in models:
-            for tensor in [*model.parameters(), *model.buffers()]:
-                tensors.setdefault(id(tensor), tensor.data)
-        work = [
-            dist.broadcast(t, group=self._group, group_src=0, async_op=True)
-            for t in tensors.values()
-            if t.numel()
-        ]
-        for pending in work:
-            pending.wait()
+    def _average(self, value: Any, weight: float = 1.0) -> Any:
+        """Return a number averaged over the ranks, as the type that it was."""
+        if isinstance(value, torch.Tensor):
+            total = value.detach() * weight
+        elif isinstance(value, bool) or not isinstance(value, Real):
+            return value
+        else:
+            total = torch.tensor(float(value) * weight, dtype=torch.float64)
+        dist.all_reduce(total, group=self._group)
+        total = total / self._world_size
+        return total if isinstance(value, torch.Tensor) else total.item()
 
-    def _differ_in_seed(self) -> None:
-        # From here on ranks draw different numbers, so that dropout and
-        # augmentation differ. Rank 0 keeps the cell's own stream.
-        if self._rank and not self._has_own_seed:
-            torch.manual_seed(torch.initial_seed() + self._rank)
-        self._has_own_seed = True
+    def _sharing_metric(self, original: Callable[..., None]) -> Callable[..., None]:
+        def step(scheduler: Any, metrics: Any, *args: Any, **kwargs: Any) -> None:
+            # It decides by the metric, and a metric of the rank's own share of the
+            # data would give every rank a learning rate of its own.
+            shared = metrics if self._is_left_whole else self._average(metrics)
+            original(scheduler, shared, *args, **kwargs)
+
+        return step
 
     def _standing_back_for_ddp(self, original: Callable[..., None]) -> Callable[..., None]:
         def __init__(ddp: Any, module: torch.nn.Module, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-            self._release({id(p) for p in module.parameters()})
+            self._is_users = True
+            self._adoption.release(
+                module.parameters(), "its model is wrapped in DistributedDataParallel"
+            )
             original(ddp, module, *args, **kwargs)
 
         return __init__
-
-    def _release(self, params: set[int]) -> None:
-        for entry in self._adopted.values():
-            if params.intersection(id(p) for p in entry.parameters()):
-                for synchronizer in entry.synchronizers:
-                    synchronizer.close()
-                entry.synchronizers.clear()
-                entry.is_left_alone = True
-
-    def _release_all(self) -> None:
-        for entry in self._adopted.values():
-            for synchronizer in entry.synchronizers:
-                synchronizer.close()
-
-    def _saving_on_rank_0(self, original: Callable[..., None]) -> Callable[..., None]:
-        def save(obj: Any, f: Any, *args: Any, **kwargs: Any) -> None:
-            # Ranks that write the same file at the same time would spoil it.
-            if not isinstance(f, str | os.PathLike):
-                original(obj, f, *args, **kwargs)
-
-        return save
 
 
 def _count(num: int, noun: str) -> str:

@@ -9,9 +9,9 @@ while others wait for it in a collective. The driver does it in two moves.
    There they stop or stay paused, as asked.
 
 A boundary is where a step has been finished and the next begins: the next batch
-is asked for, gradients are zeroed, or a backward pass starts, whichever comes
-first. Not the end of `step()` itself: the cell's own `scheduler.step()` and
-`scaler.update()` still belong to the step.
+is asked for, a backward pass starts, or a step that computes its own loss.
+Neither the end of `step()` nor the zeroing of gradients after it: the cell's own
+`scheduler.step()` and `scaler.update()` still belong to the step.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Control", "RunStopped"]
 _POLL_S = 0.2
 
 
-class RunStopped(BaseException):  # noqa: N818  not an error
+class RunStopped(BaseException):
     """Ends the cell at a step boundary because the user asked to stop.
 
     A BaseException, like KeyboardInterrupt, so that a cell's own

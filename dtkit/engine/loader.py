@@ -1,32 +1,29 @@
-"""DataLoaders in a run: waits are timed, and one that shuffles is divided among the ranks."""
+"""DataLoaders in a run: waits are timed, and one that trains is divided among the ranks."""
 
 from __future__ import annotations
 
+import copy
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
-)
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
+
+from dtkit.engine import randomness
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Share", "ShardedLoaders", "TimedBatches", "num_samples"]
+__all__ = ["ShardedLoaders", "Share", "TimedBatches", "num_samples", "shares_of"]
 
-_SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+_CHUNK = 256
+"""Batches of the order that rank 0 sends at once; a sampler may be endless."""
 
 # Any, below: datasets and batches are the user's own.
 
@@ -37,37 +34,51 @@ class Share:
 
     Attributes:
         indices: the samples to load; never empty, see `weight`.
-        num_samples: how many of them count (0: the batch was smaller than the
-            number of ranks, and this rank loads one sample for nothing).
+        num_samples: how many of them count (0: the batch was too small for all
+            ranks, and this one loads samples for nothing).
         weight: what the rank's mean gradient must be multiplied with so that
             the average over ranks is the mean over the global batch.
+        even: the global batch's size over the number of ranks.
     """
 
-    indices: list[int]
+    indices: list[Any]
     num_samples: int
     weight: float
+    even: float
 
 
-def split(batch: list[int], rank: int, world_size: int) -> Share:
-    """Return `rank`'s share of a global batch; shares differ by one sample at most."""
-    size, extra = divmod(len(batch), world_size)
+def split(batch: list[Any], rank: int, world_size: int, least: int = 1) -> Share:
+    """Return `rank`'s share of a global batch; shares differ by one sample at most.
+
+    Args:
+        batch: the global batch's indices.
+        rank: whose share.
+        world_size: among how many ranks.
+        least: no rank gets fewer samples than this, and so some may get none.
+    """
+    num_shares = max(1, min(world_size, len(batch) // least))
+    size, extra = divmod(len(batch), num_shares)
     start = rank * size + min(rank, extra)
-    mine = batch[start : start + size + (rank < extra)]
-    weight = len(mine) * world_size / len(batch)
-    return Share(mine or batch[:1], len(mine), weight)
+    mine = batch[start : start + size + (rank < extra)] if rank < num_shares else []
+    even = len(batch) / world_size
+    return Share(mine or batch[:least], len(mine), len(mine) / even, even)
 
 
-def merge(batches: Iterable[list[int]], num: int, *, drop_last: bool) -> Iterator[list[int]]:
-    """Join every `num` batches into a global one; with `drop_last` an incomplete one goes."""
-    joined: list[int] = []
-    count = 0
+def merge(batches: Iterable[Iterable[Any]], num: int, *, drop_last: bool) -> Iterator[list[Any]]:
+    """Join every `num` batches into a global one.
+
+    With `drop_last` an incomplete one is left out, unless there is no other: a
+    loop over a small data set should not become a loop over nothing.
+    """
+    joined: list[Any] = []
+    count = num_joined = 0
     for batch in batches:
         joined += batch
         count += 1
         if count == num:
             yield joined
-            joined, count = [], 0
-    if joined and not drop_last:
+            joined, count, num_joined = [], 0, num_joined + 1
+    if joined and not (drop_last and num_joined):
         yield joined
 
 
@@ -81,7 +92,7 @@ class _Shares:
     """
 
     def __init__(
-        self, written: Iterable[list[int]], group: dist.ProcessGroup, *, is_global: bool,
+        self, written: Iterable[Iterable[Any]], group: dist.ProcessGroup, *, is_global: bool,
         drop_last: bool,
     ) -> None:  # fmt: skip
         self._written = written
@@ -89,105 +100,116 @@ class _Shares:
         self._rank, self._world_size = dist.get_rank(group), dist.get_world_size(group)
         self._num_merged = 1 if is_global else self._world_size
         self._drop_last = drop_last
-        self.shares: list[Share] = []
+        self.newest: deque[Share] = deque()
+        """Shares of the iteration that was begun last, as far as they were drawn."""
 
-    def __iter__(self) -> Iterator[list[int]]:
-        order: list[Any] = [list(self._written) if self._rank == 0 else None]
-        dist.broadcast_object_list(
-            order, group=self._group, group_src=0, device=torch.device("cpu")
-        )
-        batches = merge(order[0], self._num_merged, drop_last=self._drop_last)
-        self.shares = [split(batch, self._rank, self._world_size) for batch in batches]
+    def __iter__(self) -> Iterator[list[Any]]:
+        self.newest = deque()
         # A generator, like BatchSampler's own: torch draws the workers' base seed
         # after iter() and before the first batch, and the order comes after it.
-        for share in self.shares:
-            yield share.indices
+        return self._draw(self.newest)
 
     def __len__(self) -> int:
-        num = len(self._written)  # type: ignore[arg-type]  a batch sampler has a length
-        rounded = num // self._num_merged
-        return rounded if self._drop_last or num % self._num_merged == 0 else rounded + 1
+        num = len(self._written)  # type: ignore[arg-type]  # TypeError if it has no length
+        whole, rest = divmod(num, self._num_merged)
+        return whole + bool(rest and not (self._drop_last and whole))
+
+    def _draw(self, shares: deque[Share]) -> Iterator[list[Any]]:
+        full = 0
+        for batch in merge(self._receive(), self._num_merged, drop_last=self._drop_last):
+            full = max(full, len(batch))
+            # A remainder may be so small that a rank would get one sample, which
+            # BatchNorm refuses in training though it took the remainder as a whole.
+            least = 2 if full >= 2 * self._world_size and len(batch) > 1 else 1
+            share = split(batch, self._rank, self._world_size, least)
+            shares.append(share)
+            yield share.indices
+
+    def _receive(self) -> Iterator[list[Any]]:
+        """Yield the written batches as rank 0 draws them."""
+        first = randomness.fingerprint()
+        written = map(list, self._written) if self._rank == 0 else iter(())
+        while True:
+            sent: list[Any] = [(first, list(islice(written, _CHUNK)))]
+            dist.broadcast_object_list(
+                sent, group=self._group, group_src=0, device=torch.device("cpu")
+            )
+            first, batches = sent[0]
+            randomness.part(self._rank, first)
+            yield from batches
+            if len(batches) < _CHUNK:
+                return
 
 
 class ShardedLoaders:
-    """Makes and remembers the divided twin of each DataLoader that shuffles.
+    """Makes and remembers the divided twin of each DataLoader that trains.
 
     Args:
         group: the ranks among whom the data is divided.
         is_global: whether the written batch size is that of all ranks together.
-        note: takes a line for the user.
     """
 
-    def __init__(
-        self, group: dist.ProcessGroup, *, is_global: bool, note: Callable[[str], None]
-    ) -> None:
+    def __init__(self, group: dist.ProcessGroup, *, is_global: bool) -> None:
         self._group = group
         self._is_global = is_global
-        self._note = note
         self._twins: WeakKeyDictionary[DataLoader[Any], DataLoader[Any]] = WeakKeyDictionary()
-        self.batch_sizes: list[int | None] = []
+        self.batch_sizes: list[int] = []
+        """As written, of the loaders that were divided; 0: not known."""
 
     def twin(self, loader: DataLoader[Any]) -> DataLoader[Any] | None:
         """Return the loader that yields this rank's share, None to leave `loader` whole."""
-        if loader in self._twins:
-            return self._twins[loader]
-        if isinstance(loader.batch_sampler, _Shares):  # a twin itself
+        if isinstance(_batches_of(loader), _Shares) or why_whole(loader) is not None:
             return None
-        reason = why_whole(loader)
-        if reason is not None:
-            if reason:
-                self._note(f"1 DataLoader left whole: {reason}")
-            return None
-        twin = self._make(loader)
-        self._twins[loader] = twin
-        self.batch_sizes.append(loader.batch_size)
-        return twin
+        if loader not in self._twins:
+            self._twins[loader] = self._make(loader)
+            self.batch_sizes.append(getattr(_batches_of(loader), "batch_size", 0))
+        return self._twins[loader]
 
     def _make(self, loader: DataLoader[Any]) -> DataLoader[Any]:
+        written = _batches_of(loader)
         shares = _Shares(
-            loader.batch_sampler, self._group,
-            is_global=self._is_global, drop_last=loader.drop_last,
+            written, self._group, is_global=self._is_global,
+            drop_last=bool(getattr(written, "drop_last", False)),
         )  # fmt: skip
-        workers: dict[str, Any] = {}
-        if loader.num_workers:
-            workers = {
-                "prefetch_factor": loader.prefetch_factor,
-                "persistent_workers": loader.persistent_workers,
-                "multiprocessing_context": loader.multiprocessing_context,
-            }
-        return DataLoader(
-            loader.dataset,
-            batch_sampler=shares,
-            num_workers=loader.num_workers,
-            collate_fn=loader.collate_fn,
-            pin_memory=loader.pin_memory,
-            timeout=loader.timeout,
-            worker_init_fn=loader.worker_init_fn,
-            generator=loader.generator,
-            **workers,
-        )
+        twin = copy.copy(loader)  # of the same class, with all that the cell set on it
+        # A DataLoader refuses assignment to these. Workers are never shared.
+        name = "sampler" if loader.batch_sampler is None else "batch_sampler"
+        # In order, because the n-th batch is matched with the n-th share.
+        twin.__dict__.update({name: shares, "_iterator": None, "in_order": True})
+        return twin
+
+
+def shares_of(twin: DataLoader[Any]) -> deque[Share]:
+    """Return the shares of the iteration that was begun last."""
+    return _batches_of(twin).newest  # type: ignore[no-any-return]
 
 
 def why_whole(loader: DataLoader[Any]) -> str | None:
     """Return why a loader is not divided: None if it is, "" if there is nothing to say."""
+    batches = _batches_of(loader)
+    inner = getattr(batches, "sampler", None)
+    reason: str | None = None
     if isinstance(loader.dataset, IterableDataset):
-        return (
+        reason = (
             "an IterableDataset cannot be divided from outside; every rank reads all of it, "
             "unless its __iter__ uses rank and world_size"
         )
-    if isinstance(loader.sampler, DistributedSampler) or isinstance(
-        getattr(loader.batch_sampler, "sampler", None), DistributedSampler
-    ):
-        return ""  # the user divided it
-    if loader.batch_sampler is None:
-        return "batch_size=None loads samples one by one"
-    if type(loader.batch_sampler) is not BatchSampler:
-        return f"it has a batch sampler of its own ({type(loader.batch_sampler).__name__})"
-    if isinstance(loader.sampler, SequentialSampler):
-        return ""  # does not shuffle: evaluation
-    if not isinstance(loader.sampler, _SHUFFLING):
-        return f"it has a sampler of its own ({type(loader.sampler).__name__})"
-    return None
+    elif any(hasattr(s, "num_replicas") for s in (loader.sampler, batches, inner)):
+        reason = ""  # a DistributedSampler or one like it: the user divided it
+    elif batches is None:
+        reason = "batch_size=None loads samples one by one"
+    elif type(batches) is BatchSampler and isinstance(inner, SequentialSampler):
+        # Not divided, so that evaluation stays right.
+        reason = "it does not shuffle; every rank trains on all of it (shuffle=True divides it)"
+    return reason
+
+
+def _batches_of(loader: DataLoader[Any]) -> Any:
+    """Return what yields the indices of whole batches, None if nothing does."""
+    if loader.batch_sampler is not None:
+        return loader.batch_sampler
+    # batch_size=None with a sampler of batches: the data set loads them at once.
+    return loader.sampler if isinstance(loader.sampler, BatchSampler | _Shares) else None
 
 
 class TimedBatches:
@@ -195,23 +217,23 @@ class TimedBatches:
 
     Args:
         batches: the DataLoader's own iterator.
-        shares: what this rank's part of each batch counts; empty if it is whole.
+        shares: what this rank's part of each batch counts; None if it is whole.
         on_ask: called when the next batch is asked for.
-        on_batch: called with the samples in the batch, its weight and the seconds waited.
+        on_batch: called with the batch, its share and the seconds waited; at the
+            end with None, None and 0.
     """
 
     def __init__(
         self,
         batches: Iterator[Any],
-        shares: Callable[[], list[Share]],
+        shares: deque[Share] | None,
         on_ask: Callable[[], None],
-        on_batch: Callable[[int, float, float], None],
+        on_batch: Callable[[Any, Share | None, float], None],
     ) -> None:
         self._batches = batches
         self._shares = shares
         self._on_ask = on_ask
         self._on_batch = on_batch
-        self._num = 0
 
     def __iter__(self) -> TimedBatches:
         return self
@@ -220,27 +242,27 @@ class TimedBatches:
         __tracebackhide__ = True
         self._on_ask()
         start = time.perf_counter()
-        batch = next(self._batches)
+        try:
+            batch = next(self._batches)
+        except StopIteration:
+            self._on_batch(None, None, 0.0)
+            raise
         wait_s = time.perf_counter() - start
-        shares = self._shares()
-        if shares:
-            share = shares[self._num]
-            self._on_batch(share.num_samples, share.weight, wait_s)
-        else:
-            self._on_batch(num_samples(batch), 1.0, wait_s)
-        self._num += 1
+        self._on_batch(batch, self._shares.popleft() if self._shares else None, wait_s)
         return batch
 
     def __len__(self) -> int:
-        return len(self._batches)  # type: ignore[arg-type]  torch's iterators have a length
+        return len(self._batches)  # type: ignore[arg-type]  # torch's iterators have a length
 
 
 def num_samples(batch: Any) -> int:
     """Return the size of the first tensor's first dimension in a batch, 0 if there is none."""
     if isinstance(batch, torch.Tensor):
         return batch.shape[0] if batch.dim() else 1
-    if isinstance(batch, Mapping):
-        batch = list(batch.values())
-    if isinstance(batch, list | tuple):
-        return next((n for n in map(num_samples, batch) if n), 0)
+    if not isinstance(batch, list | tuple):  # asked first: the other question is a slow one
+        batch = batch.values() if isinstance(batch, Mapping) else ()
+    for part in batch:
+        num = num_samples(part)
+        if num:
+            return num
     return 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -11,32 +12,56 @@ from torch.nn.modules.batchnorm import SyncBatchNorm, _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["already_distributed", "find_models", "running_statistics", "sparse_parameters"]
+__all__ = [
+    "already_distributed",
+    "find_models",
+    "named_in",
+    "parameters_of",
+    "running_statistics",
+    "sparse_parameters",
+    "state_of",
+]
 
 
-def find_models(params: Iterable[nn.Parameter]) -> list[nn.Module]:
-    """Return the outermost live modules that hold any of `params`.
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Return an optimizer's parameters, in its order."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def find_models(params: Iterable[torch.Tensor]) -> list[nn.Module]:
+    """Return the outermost live modules that hold any of `params`, in the order of `params`.
 
     An optimizer knows its parameters and not their modules, and a cell may keep
     a model anywhere; so every live module is looked at. Takes some ten
-    milliseconds, once per optimizer.
+    milliseconds, once per optimizer. Garbage that was not collected yet counts
+    as live, and it may differ between ranks.
     """
-    wanted = {id(p) for p in params}
+    index = {id(p): i for i, p in enumerate(params)}
     # type(), not isinstance: an arbitrary object's __class__ may run code.
     modules = [o for o in gc.get_objects() if issubclass(type(o), nn.Module)]
     inner = {id(child) for m in modules for child in m.__dict__.get("_modules", {}).values()}
-    return [
-        m
-        for m in modules
-        if id(m) not in inner
-        and "_parameters" in m.__dict__
-        and any(id(p) in wanted for p in m.parameters())
-    ]
+    found = []
+    for module in modules:
+        if id(module) not in inner and "_parameters" in module.__dict__:
+            held = [index[id(p)] for p in module.parameters() if id(p) in index]
+            if held:
+                found.append((held, type(module).__name__, module))
+    # Not in the order of gc, which depends on when it last ran.
+    return [module for _, _, module in sorted(found, key=lambda entry: entry[:2])]
 
 
-def already_distributed(params: list[nn.Parameter], models: list[nn.Module]) -> str | None:
+def state_of(models: Iterable[nn.Module], params: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the parameters and all parameters and buffers of the models, each once."""
+    tensors = {id(p): p for p in params}
+    for model in models:
+        for tensor in [*model.parameters(), *model.buffers()]:
+            tensors.setdefault(id(tensor), tensor)
+    return list(tensors.values())
+
+
+def already_distributed(params: Sequence[torch.Tensor], models: Iterable[nn.Module]) -> str | None:
     """Return who averages these gradients already, None if nobody does."""
     if any(type(p).__name__ == "DTensor" for p in params):
         return "its parameters are DTensors (FSDP or tensor parallel)"
@@ -49,7 +74,13 @@ def already_distributed(params: list[nn.Parameter], models: list[nn.Module]) -> 
     return None
 
 
-def running_statistics(models: list[nn.Module]) -> list[torch.Tensor]:
+def named_in(source: str, namespace: Mapping[str, Any]) -> list[nn.Module]:
+    """Return the models in a namespace whose names occur in a cell's source."""
+    names = set(re.findall(r"\w+", source))
+    return [v for k, v in namespace.items() if k in names and issubclass(type(v), nn.Module)]
+
+
+def running_statistics(models: Iterable[nn.Module]) -> list[torch.Tensor]:
     """Return the float buffers that training changes on each rank differently."""
     return [
         statistic
@@ -61,7 +92,7 @@ def running_statistics(models: list[nn.Module]) -> list[torch.Tensor]:
     ]
 
 
-def sparse_parameters(models: list[nn.Module]) -> list[nn.Parameter]:
+def sparse_parameters(models: Iterable[nn.Module]) -> list[torch.Tensor]:
     """Return the parameters whose gradients are sparse."""
     return [
         module.weight

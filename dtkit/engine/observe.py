@@ -6,6 +6,7 @@ torch it can be seen. Patched functions keep their signature and result.
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,9 +17,12 @@ from torch.utils.data import DataLoader
 from dtkit.engine.patches import replaced
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["Sink", "observing"]
+
+_HIDDEN: list[str] = []
+"""Packages that torch's compiler was told to leave alone, which lasts for the process."""
 
 # Any, throughout: the patched functions pass on arguments that are not ours.
 
@@ -26,14 +30,14 @@ __all__ = ["Sink", "observing"]
 class Sink(Protocol):
     """What wants to know; called on the training thread, in program order."""
 
-    def before_backward(self, loss: torch.Tensor) -> float:
-        """A backward pass begins; returns the weight of its gradients."""
+    def before_backward(self, losses: Sequence[Any], grads: Sequence[Any] | None) -> float:
+        """A backward pass begins, from losses with these gradients; returns its weight."""
+
+    def after_backward(self, *, has_failed: bool) -> None:
+        """The backward pass has ended."""
 
     def optimizer_made(self, optimizer: optim.Optimizer) -> None:
         """The cell made an optimizer."""
-
-    def zeroed(self, optimizer: optim.Optimizer) -> None:
-        """Gradients are about to be cleared."""
 
     def before_step(self, optimizer: optim.Optimizer, closure: Any) -> Any:
         """A step begins; returns the closure to use."""
@@ -44,8 +48,11 @@ class Sink(Protocol):
     def step_skipped(self) -> None:
         """The GradScaler found non-finite gradients and made no step."""
 
-    def before_use_of_gradients(self) -> None:
-        """Gradients are about to be clipped or unscaled."""
+    def before_unscaling(self, optimizer: optim.Optimizer) -> None:
+        """An optimizer's gradients are about to be unscaled."""
+
+    def before_clipping(self, grads: Sequence[torch.Tensor]) -> None:
+        """Gradients are about to be clipped, or their norm to be taken."""
 
     def iterate(self, loader: DataLoader[Any], original: Callable[..., Any]) -> Iterator[Any]:
         """A DataLoader is being iterated over."""
@@ -67,22 +74,18 @@ def observing(sink: Sink) -> Iterator[None]:
 
 
 def _patches(sink: Sink) -> list[tuple[Any, str, Callable[[Any], Any]]]:
-    clip = torch.nn.utils.clip_grad
-    flush_first = _calling_first(sink.before_use_of_gradients)
     return [
         # Tensor.backward ends up here as well.
         (torch.autograd, "backward", lambda f: _backward(sink, f)),
         (optim.Optimizer, "__init__", lambda f: _init(sink, f)),
-        (optim.Optimizer, "zero_grad", lambda f: _zero_grad(sink, f)),
         (DataLoader, "__iter__", lambda f: lambda self: sink.iterate(self, f)),
         (DataLoader, "__len__", lambda f: lambda self: sink.num_batches(self, f)),
         (torch.amp.GradScaler, "scale", _scale),
         (torch.amp.GradScaler, "step", lambda f: _scaler_step(sink, f)),
-        (torch.amp.GradScaler, "unscale_", flush_first),
-        # The inner functions, so that a name bound before the run is caught too.
-        (clip, "_get_total_norm", flush_first),
-        (clip, "clip_grad_value_", flush_first),
-        (torch.nn.utils, "clip_grad_value_", flush_first),
+        (torch.amp.GradScaler, "unscale_", lambda f: _unscale(sink, f)),
+        # All clipping functions use this one: so they are caught also by names
+        # that an earlier cell has imported.
+        (torch.nn.utils.clip_grad, "_group_tensors_by_device_and_dtype", lambda f: _group(sink, f)),
     ]
 
 
@@ -111,37 +114,65 @@ class _Outermost:
 
 
 def _backward(sink: Sink, original: Callable[..., Any]) -> Callable[..., Any]:
+    is_inside = False
+
     def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
-        losses = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
-        if grad_tensors is None and all(_is_scalar(loss) for loss in losses):
-            weights = [sink.before_backward(loss) for loss in losses]
-            if any(weight != 1.0 for weight in weights):
-                grad_tensors = [torch.full_like(t, w) for t, w in zip(losses, weights, strict=True)]
-        return original(tensors, grad_tensors, *args, **kwargs)
+        nonlocal is_inside
+        if is_inside:  # part of a pass: a checkpoint computes a segment again
+            return original(tensors, grad_tensors, *args, **kwargs)
+        losses = _listed(tensors)
+        grads = None if grad_tensors is None else _listed(grad_tensors)
+        weight = sink.before_backward(losses, grads)
+        if weight != 1.0:
+            grad_tensors = _weighted(losses, grads, weight)
+        is_inside, has_failed = True, True
+        try:
+            result = original(tensors, grad_tensors, *args, **kwargs)
+            has_failed = False
+        finally:
+            is_inside = False
+            sink.after_backward(has_failed=has_failed)
+        return result
 
     return backward
 
 
-def _is_scalar(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.numel() == 1
+def _listed(value: Any) -> list[Any]:
+    # A graph edge is a named tuple, hence the second test.
+    return (
+        list(value) if isinstance(value, tuple | list) and not hasattr(value, "node") else [value]
+    )
+
+
+def _weighted(losses: list[Any], grads: list[Any] | None, weight: float) -> list[Any]:
+    """Return the gradients to begin with, such that all that follow are multiplied by `weight`."""
+    weighted = []
+    for loss, grad in zip(losses, grads or [None] * len(losses), strict=True):
+        if grad is not None:
+            weighted.append(grad * weight)
+        elif isinstance(loss, torch.Tensor) and loss.requires_grad and loss.numel() == 1:
+            weighted.append(torch.full_like(loss, weight))
+        else:
+            weighted.append(None)  # torch says what is wrong with it
+    return weighted
 
 
 def _init(sink: Sink, original: Callable[..., None]) -> Callable[..., None]:
     def __init__(self: optim.Optimizer, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         original(self, *args, **kwargs)
+        _hide_from_compiler()
         sink.optimizer_made(self)
 
     return __init__
 
 
-def _zero_grad(sink: Sink, original: Callable[..., None]) -> Callable[..., None]:
-    def zero_grad(self: optim.Optimizer, *args: Any, **kwargs: Any) -> None:
-        __tracebackhide__ = True
-        sink.zeroed(self)
-        original(self, *args, **kwargs)
-
-    return zero_grad
+def _hide_from_compiler() -> None:
+    """Keep `torch.compile(optimizer.step)` from compiling what our hooks do."""
+    rules = sys.modules.get("torch._dynamo.trace_rules")  # an optimizer loads it
+    if rules is not None and not _HIDDEN:
+        rules.add("dtkit.engine")
+        _HIDDEN.append("dtkit.engine")
 
 
 def _scale(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -157,7 +188,9 @@ def _scale(original: Callable[..., Any]) -> Callable[..., Any]:
 def _scaler_step(sink: Sink, original: Callable[..., Any]) -> Callable[..., Any]:
     def step(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
-        sink.before_use_of_gradients()
+        if not self.is_enabled():
+            return original(self, optimizer, *args, **kwargs)
+        sink.before_unscaling(optimizer)
         done: list[bool] = []
         handle = optimizer.register_step_post_hook(
             lambda opt, _args, _kwargs: done.append(not _found_inf(opt))
@@ -173,19 +206,25 @@ def _scaler_step(sink: Sink, original: Callable[..., Any]) -> Callable[..., Any]
     return step
 
 
+def _unscale(sink: Sink, original: Callable[..., Any]) -> Callable[..., Any]:
+    def unscale_(self: Any, optimizer: Any) -> Any:
+        if self.is_enabled():
+            sink.before_unscaling(optimizer)
+        return original(self, optimizer)
+
+    return unscale_
+
+
+def _group(sink: Sink, original: Callable[..., Any]) -> Callable[..., Any]:
+    def group(tensors: Any, *args: Any, **kwargs: Any) -> Any:
+        sink.before_clipping(tensors[0])
+        return original(tensors, *args, **kwargs)
+
+    return group
+
+
 def _found_inf(optimizer: Any) -> bool:
     # Fused optimizers are called even when the step is to be skipped, with this
     # attribute set; their hooks run although the parameters stay as they were.
     found = getattr(optimizer, "found_inf", None)
     return found is not None and bool(found.item())
-
-
-def _calling_first(action: Callable[[], None]) -> Callable[[Any], Any]:
-    def make(original: Callable[..., Any]) -> Callable[..., Any]:
-        def function(*args: Any, **kwargs: Any) -> Any:
-            action()
-            return original(*args, **kwargs)
-
-        return function
-
-    return make

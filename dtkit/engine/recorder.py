@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 import torch
 
-from dtkit.events import STEP_COLUMNS, Event, LogBatch, RankEnded, StepBatch, encode
+from dtkit.events import STEP_COLUMNS, Event, LogBatch, Note, RankEnded, StepBatch, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +22,14 @@ __all__ = ["Recorder"]
 
 RING_STEPS = 65_536
 FLUSH_INTERVAL_S = 0.1
+
+
+class _Pending(NamedTuple):
+    """A step's loss that is on a device still, at least in part."""
+
+    read: float
+    on_device: list[tuple[torch.Tensor, float]]
+    factor: float
 
 
 class Recorder:
@@ -49,7 +59,9 @@ class Recorder:
         self.num_steps = 0
         self._device = device
         self._send = send
-        self._file = path.open("ab")
+        self._path = path
+        self._file: IO[bytes] | None = None
+        self._is_storing = True
         self._ring: deque[tuple[Any, ...]] = deque(maxlen=RING_STEPS)
         self._log: deque[tuple[int, float, dict[str, Any]]] = deque()
         self._outbox: deque[Event] = deque()
@@ -72,17 +84,24 @@ class Recorder:
         """Seconds since the run's start."""
         return time.perf_counter() - self._zero_s
 
-    def saw_loss(self, loss: torch.Tensor) -> None:
-        """Add a loss that is being backpropagated; their sum is the step's loss."""
+    def saw_loss(self, loss: torch.Tensor, weight: float) -> None:
+        """Add a loss that is being backpropagated; their weighted sum is the step's loss."""
         if loss.is_cpu:
-            self._loss += loss.item()
+            self._loss += weight * loss.item()
         else:
-            self._device_losses.append(loss.detach())
+            self._device_losses.append((loss.detach(), weight))
         self._num_losses += 1
 
-    def saw_batch(self, num_samples: int, wait_s: float) -> None:
-        """Add a batch that the cell got from a DataLoader, and how long it waited for it."""
+    def saw_batch(self, num_samples: int, even: float, wait_s: float) -> None:
+        """Add a batch that the cell got from a DataLoader.
+
+        Args:
+            num_samples: how many samples of it count.
+            even: how many would, if the global batch had been divided evenly.
+            wait_s: how long the cell waited for it.
+        """
         self._samples += num_samples
+        self._even += even
         self._data_s += wait_s
 
     def waited(self, seconds: float) -> None:
@@ -125,7 +144,9 @@ class Recorder:
         self._stop.set()
         self._thread.join()
         self.flush()
-        self._file.close()
+        if self._outbox:  # storing failed just now
+            self.flush()
+        self._close_file()
 
     def flush(self) -> None:
         """Send and store everything collected so far."""
@@ -133,26 +154,50 @@ class Recorder:
             self._sample_memory()
             lines = [encode(event) for event in self._drain()]
             if lines:
-                self._file.write(b"\n".join(lines) + b"\n")
-                self._file.flush()
+                self._store(lines)
                 self._send(lines)
 
     def _run(self) -> None:
         while not self._stop.wait(FLUSH_INTERVAL_S):
             self.flush()
 
+    def _store(self, lines: list[bytes]) -> None:
+        if not self._is_storing:
+            return
+        try:
+            if self._file is None:
+                self._file = self._path.open("ab")
+            self._file.write(b"\n".join(lines) + b"\n")
+            self._file.flush()
+        except OSError as error:
+            # A full disk is no reason to lose the run: the driver still gets it all.
+            self._is_storing = False
+            self._close_file()
+            self.emit(Note(self.rank, f"the run is not stored on disk any more: {error}"))
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # what could not be written is tried again
+                self._file.close()
+
     def _clear(self) -> None:
         self._loss = 0.0
         self._num_losses = 0
-        self._device_losses: list[torch.Tensor] = []
+        self._device_losses: list[tuple[torch.Tensor, float]] = []
         self._samples = 0
+        self._even = 0.0
         self._data_s = 0.0
         self._comm_s = 0.0
 
-    def _step_loss(self) -> float | tuple[float, list[torch.Tensor]]:
+    def _step_loss(self) -> float | _Pending:
+        if not self._num_losses or (self._even and not self._samples):
+            return math.nan
+        # The ranks' losses will be averaged by samples, and theirs are weighted
+        # by samples already: per batch, which for several batches is not the same.
+        factor = self._even / self._samples if self._samples else 1.0
         if self._device_losses:
-            return (self._loss, self._device_losses)
-        return self._loss if self._num_losses else float("nan")
+            return _Pending(self._loss, self._device_losses, factor)
+        return factor * self._loss
 
     def _drain(self) -> list[Event]:
         waiting = [self._outbox.popleft() for _ in range(len(self._outbox))]
@@ -180,13 +225,16 @@ class Recorder:
         self._peak_bytes = max(self._peak_bytes, now)
 
 
-def _read_losses(losses: list[Any]) -> list[float]:
+def _read_losses(losses: list[float | _Pending]) -> list[float]:
     """Read the losses that are still on a device, all at once: one synchronisation."""
-    pending = [t for loss in losses if isinstance(loss, tuple) for t in loss[1]]
-    if not pending:
-        return losses
-    values = iter(torch.stack([t.float() for t in pending]).tolist())
+    tensors = [t for loss in losses if isinstance(loss, _Pending) for t, _ in loss.on_device]
+    if not tensors:
+        return losses  # type: ignore[return-value]  # no _Pending among them
+    device = tensors[0].device
+    values = iter(torch.stack([t.reshape(()).double().to(device) for t in tensors]).tolist())
     return [
-        loss[0] + sum(next(values) for _ in loss[1]) if isinstance(loss, tuple) else loss
+        loss.factor * (loss.read + sum(weight * next(values) for _, weight in loss.on_device))
+        if isinstance(loss, _Pending)
+        else loss
         for loss in losses
     ]

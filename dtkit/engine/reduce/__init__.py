@@ -1,5 +1,6 @@
-"""Averaging gradients over ranks: buckets and the synchronizer that fills and empties them."""
+"""Averaging gradients over ranks: buckets, the synchronizer that fills them, and when it does."""
 
+from dtkit.engine.reduce.passes import Passes
 from dtkit.engine.reduce.synchronizer import GradSynchronizer
 
-__all__ = ["GradSynchronizer"]
+__all__ = ["GradSynchronizer", "Passes"]

@@ -31,7 +31,7 @@ class Bucket:
     """
 
     def __init__(
-        self, params: Sequence[torch.nn.Parameter], tensors: Sequence[torch.Tensor] = ()
+        self, params: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor] = ()
     ) -> None:
         self.params = tuple(params)
         self.tensors = tuple(tensors)
@@ -51,65 +51,97 @@ class Bucket:
         self._presence = self.flat[offset:]
         self._missing: list[int] = []
         self._work: dist.Work | None = None
-        self.num_pending = len(self.params)
+        self._waits_for: set[int] = set()
+        self._is_stale = False
 
     @property
     def num_bytes(self) -> int:
         """Bytes that one rank hands to the collective."""
         return self.flat.numel() * self.flat.element_size()
 
+    @property
+    def is_full(self) -> bool:
+        """Whether every parameter's gradient has come in this pass."""
+        return not self._waits_for and bool(self.params)
+
+    def is_outdated(self) -> bool:
+        """Return whether the parameters have moved to another device or dtype since."""
+        return any(
+            member.device != self.flat.device or member.dtype != self.flat.dtype
+            for member in self.params[:1]
+        )
+
+    def reset(self) -> None:
+        """Begin a new pass."""
+        self._waits_for = {id(p) for p in self.params}
+        self._is_stale = False
+
+    def filled(self, param: torch.Tensor) -> None:
+        """Note that a parameter's gradient has come."""
+        # A second time: a reentrant checkpoint adds to a shared gradient twice in
+        # a pass. If the bucket has left by then, what it carried is stale.
+        self._is_stale |= self._work is not None
+        self._waits_for.discard(id(param))
+
     def launch(self, group: dist.ProcessGroup) -> None:
-        """Copy the gradients in and start summing them over the ranks."""
-        self._missing = [i for i, p in enumerate(self.params) if p.grad is None]
-        self._presence.fill_(1.0)
-        sources = [p.grad for p in self.params if p.grad is not None]
-        targets = self.views[: len(self.params)]
-        if self._missing:
-            targets = [view for i, view in enumerate(targets) if i not in set(self._missing)]
+        """Copy the gradients in and start averaging them over the ranks."""
+        with torch.no_grad():
+            self._missing = [i for i, p in enumerate(self.params) if p.grad is None]
+            self._presence.fill_(1.0)
             for i in self._missing:
                 self.views[i].zero_()
                 self._presence[i] = 0.0
-        _copy([*targets, *self.views[len(self.params) :]], [*sources, *self.tensors])
+            present = [i for i, p in enumerate(self.params) if p.grad is not None]
+            sources = [_dense(self.params[i].grad) for i in present]
+            others = self.views[len(self.params) :]
+            _copy([*(self.views[i] for i in present), *others], [*sources, *self.tensors])
+            # Before the sum, as DDP does: half precision may not hold the sum.
+            self.flat.div_(group.size())
         self._work = dist.all_reduce(self.flat, group=group, async_op=True)
 
-    def finish(self, world_size: int) -> None:
-        """Wait for the sums, divide, and put the averages where the gradients are."""
+    def relaunch_if_stale(self, group: dist.ProcessGroup) -> None:
+        """Send again if gradients have been added to after the bucket left."""
+        if self._is_stale and self._work is not None:
+            self._work.wait()
+            self.launch(group)
+
+    def finish(self) -> None:
+        """Wait for the averages, and put them where the gradients are."""
         if self._work is not None:
             self._work.wait()
             self._work = None
-        self.flat.div_(world_size)
-        if self._missing:
-            self._create_missing()
-        pairs = [
-            (p.grad, v) for p, v in zip(self.params, self.views, strict=False) if p.grad is not None
-        ]
-        pairs += zip(self.tensors, self.views[len(self.params) :], strict=True)
-        _copy([to for to, _ in pairs], [view for _, view in pairs])
-
-    def abandon(self) -> None:
-        """Wait for a collective whose result is stale, and drop it."""
-        if self._work is not None:
-            self._work.wait()
-            self._work = None
-
-    def _create_missing(self) -> None:
         # Only ranks that lack a gradient look at the flags, so the common case
         # costs no synchronisation with the device.
         for i in self._missing:
-            if self._presence[i].item() > 0:
+            if self._presence[i].item() != 0:
                 self.params[i].grad = torch.empty_like(self.params[i])
+        targets, sources = list(self.tensors), self.views[len(self.params) :]
+        for param, view in zip(self.params, self.views, strict=False):
+            grad = param.grad
+            if grad is None:
+                continue
+            if grad.is_sparse:
+                param.grad = view.to_sparse(grad.sparse_dim())
+                continue
+            # .data: a gradient with a graph of its own (create_graph) must take
+            # the average without counting as changed behind autograd's back.
+            targets.append(grad.data if grad.requires_grad else grad)
+            sources.append(view)
+        _copy(targets, sources)
 
 
-@torch.no_grad()
+def _dense(grad: torch.Tensor | None) -> torch.Tensor:
+    assert grad is not None  # noqa: S101  for the type checker: the caller looked
+    return grad.to_dense() if grad.is_sparse else grad
+
+
 def _copy(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
-    if any(s.is_sparse for s in sources):
-        sources = [s.to_dense() if s.is_sparse else s for s in sources]
     if targets:
-        torch._foreach_copy_(targets, sources)  # noqa: SLF001  torch's own optimizers use it
+        torch._foreach_copy_(targets, sources)  # torch's own optimizers use it
 
 
 def make_buckets(
-    params: Sequence[torch.nn.Parameter], tensors: Sequence[torch.Tensor] = ()
+    params: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor] = ()
 ) -> list[Bucket]:
     """Return buckets in the order in which the backward pass is expected to fill them.
 
@@ -117,7 +149,7 @@ def make_buckets(
         params: in the order of their first use in the forward pass, about.
         tensors: averaged along with the last bucket of their dtype and device.
     """
-    kinds: dict[tuple[torch.dtype, torch.device], list[torch.nn.Parameter]] = {}
+    kinds: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
     for param in reversed(params):
         kinds.setdefault((param.dtype, param.device), []).append(param)
     extras: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
@@ -125,18 +157,14 @@ def make_buckets(
         extras.setdefault((tensor.dtype, tensor.device), []).append(tensor)
     buckets = []
     for kind, members in kinds.items():
-        chunks = _chunks(members)
-        extra = [extras.pop(kind, [])]
-        buckets += [
-            Bucket(chunk, more)
-            for chunk, more in zip(chunks, [[]] * (len(chunks) - 1) + extra, strict=True)
-        ]
-    buckets += [Bucket([], more) for more in extras.values()]
-    return buckets
+        *chunks, last = _chunks(members)
+        buckets += [Bucket(chunk) for chunk in chunks]
+        buckets.append(Bucket(last, extras.pop(kind, [])))
+    return buckets + [Bucket([], more) for more in extras.values()]
 
 
-def _chunks(params: list[torch.nn.Parameter]) -> list[list[torch.nn.Parameter]]:
-    chunks: list[list[torch.nn.Parameter]] = [[]]
+def _chunks(params: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+    chunks: list[list[torch.Tensor]] = [[]]
     size = 0
     for param in params:
         limit = FIRST_BUCKET_BYTES if len(chunks) == 1 else BUCKET_BYTES

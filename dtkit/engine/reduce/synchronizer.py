@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
 from dtkit.engine.reduce.buckets import Bucket, make_buckets
+from dtkit.engine.reduce.passes import Passes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 __all__ = ["GradSynchronizer"]
 
@@ -24,173 +25,161 @@ class GradSynchronizer:
     sent and everything is waited for when the pass ends. So the gradients are
     final when `backward()` returns, and clipping or a GradScaler need no change.
 
-    Averaging is linear and leaves an average as it is. Hence what is right for
-    one backward pass per step is right for several, whichever of them
-    communicate, as long as one does after the last. That is used twice: at
-    first every pass communicates; then, once a step has shown how many passes
-    it takes, only the last one does; and `flush`, called before the step, makes
-    up for a guess that was too high.
-
-    Every rank must run the same passes in the same order, as with DDP.
+    In which pass it communicates is up to `Passes`. Every rank must run the
+    same passes and steps in the same order; which parameters get gradients may
+    differ.
 
     Args:
-        params: the parameters, about in order of use; frozen ones may be among them.
+        params: the parameters, about in order of use; all of them require gradients.
         group: the process group.
+        passes: shared by the synchronizers of one program; None: one of its own,
+            which notices passes by their first gradient.
         sparse: those of the parameters whose gradients are sparse; they travel alone.
         tensors: returns float tensors averaged along with the gradients (running
             statistics); asked again when the model moves to another device.
-        on_wait: called with the seconds that a pass had to wait for other ranks.
     """
 
     def __init__(
         self,
-        params: Sequence[torch.nn.Parameter],
+        params: Sequence[torch.Tensor],
         group: dist.ProcessGroup,
+        passes: Passes | None = None,
         *,
-        sparse: Sequence[torch.nn.Parameter] = (),
+        sparse: Sequence[torch.Tensor] = (),
         tensors: Callable[[], Sequence[torch.Tensor]] = tuple,
-        on_wait: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
         self.params = tuple(params)
-        self._group = group
-        self._world_size = dist.get_world_size(group)
+        self.group = group
+        self.due = 0
+        self._passes = passes or Passes()
+        self.number = self._passes.next_number()
         self._sparse = tuple(sparse)
         self._tensors = tensors
-        self._on_wait = on_wait
         self._buckets: list[Bucket] = []
         self._bucket_of: dict[int, Bucket] = {}
-        self._fired: set[int] = set()
-        self._refill: set[int] = set()
-        self._next_bucket = 0
-        self._in_pass = False
-        self._is_reducing = False
-        self._num_passes = 0
-        self._expected_passes = 1
-        self.is_dirty = False
-        """Whether gradients were added since they were last averaged."""
-        self._handles: list[Any] = []  # RemovableHandle
-        for param in self.params:
-            self._hook(param)
+        self._last_step = self._passes.num_begun
+        self._last_reduced = -1  # gradients may be older than this object
+        self._handles: dict[int, Any] = {}  # RemovableHandle
+        self._hook_all()
+        weakref.finalize(self, _remove, self._handles)
+        self._passes.schedule(self, self._passes.num_begun + 1)
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether there was a backward pass since the gradients were last averaged."""
+        return self._last_reduced < self._passes.num_begun
 
     def flush(self) -> None:
         """Average now whatever `backward()` left unaveraged."""
-        if self.is_dirty:
-            self._prepare()
-            self._finish_pass()
+        self._passes.flush([self])
 
     def stepped(self) -> None:
-        """Note that the optimizer used the gradients: learn how many passes a step takes."""
-        if self._num_passes:
-            self._expected_passes = self._num_passes
-        self._num_passes = 0
+        """Note that the gradients were used: learn how many passes that took."""
+        now = self._passes.num_begun
+        if now > self._last_step:  # else another optimizer of the same parameters came first
+            self._passes.schedule(self, now + now - self._last_step)
+            self._last_step = now
 
-    def zeroed(self) -> None:
-        """Note that the gradients were cleared: passes are counted anew."""
-        self._num_passes = 0
-        self.is_dirty = False
+    def drop(self, params: Iterable[torch.Tensor]) -> None:
+        """Leave these parameters to somebody else."""
+        gone = {id(p) for p in params}
+        _remove({k: self._handles.pop(k) for k in gone.intersection(self._handles)})
+        self.params = tuple(p for p in self.params if id(p) not in gone)
+        self._sparse = tuple(p for p in self._sparse if id(p) not in gone)
+        if not self.params:
+            self._tensors = tuple
+        self.forget_buckets()
 
     def close(self) -> None:
         """Remove every hook; the parameters are as they were found."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._buckets.clear()
-        self._bucket_of.clear()
+        self.drop(self.params)
 
-    def _hook(self, param: torch.nn.Parameter) -> None:
-        # A frozen parameter takes no hook; if it is unfrozen later its owner
-        # makes a synchronizer for it then.
-        if param.requires_grad:
-            handle = param.register_post_accumulate_grad_hook(self._on_grad)
-            self._handles.append(handle)
-
-    def _on_grad(self, param: torch.Tensor) -> None:
-        if not self._in_pass:
-            self._begin_pass()
-        if not self._is_reducing:
-            return
-        key = id(param)
-        bucket = self._bucket_of.get(key)
-        if bucket is None:  # sparse
-            return
-        if key in self._fired:
-            # A reentrant checkpoint adds to the same gradient twice in a pass. If
-            # the bucket has left, what it carried is stale.
-            self._refill.add(id(bucket))
-            return
-        self._fired.add(key)
-        bucket.num_pending -= 1
-        if not bucket.num_pending:
-            self._launch_full()
-
-    def _begin_pass(self) -> None:
-        self._in_pass = True
-        self.is_dirty = True
-        self._num_passes += 1
-        self._is_reducing = self._num_passes >= self._expected_passes
-        if self._is_reducing:
-            self._prepare()
-        torch.autograd.Variable._execution_engine.queue_callback(self._end_pass)  # noqa: SLF001
-
-    def _prepare(self) -> None:
+    def prepare(self) -> list[Bucket]:
+        """Return the buckets, ready for a pass."""
         # Late, and again if the model was moved: the optimizer may be older than
         # `model.to(device)`, which keeps the parameters and changes their storage.
-        if not self._buckets or self._is_outdated():
+        if not self._buckets or any(bucket.is_outdated() for bucket in self._buckets):
             alone = {id(p) for p in self._sparse}
-            active = [p for p in self.params if p.requires_grad and id(p) not in alone]
             # .data: writing an average must not look to autograd like a change to
             # a tensor that a graph has saved.
-            self._buckets = make_buckets(active, [t.data for t in self._tensors()])
+            self._buckets = make_buckets(
+                [p for p in self.params if id(p) not in alone], [t.data for t in self._tensors()]
+            )
             self._bucket_of = {id(p): b for b in self._buckets for p in b.params}
         for bucket in self._buckets:
-            bucket.num_pending = len(bucket.params)
-        self._fired.clear()
-        self._refill.clear()
-        self._next_bucket = 0
+            bucket.reset()
+        return self._buckets
 
-    def _is_outdated(self) -> bool:
-        return any(
-            b.params[0].device != b.flat.device or b.params[0].dtype != b.flat.dtype
-            for b in self._buckets
-            if b.params
-        )
-
-    def _launch_full(self) -> None:
-        # In order, whatever order they fill up in: ranks must agree on it.
-        while self._next_bucket < len(self._buckets):
-            bucket = self._buckets[self._next_bucket]
-            if bucket.num_pending or not bucket.params:
-                return
-            bucket.launch(self._group)
-            self._next_bucket += 1
-
-    def _end_pass(self) -> None:
-        self._in_pass = False
-        if self._is_reducing:
-            self._is_reducing = False
-            self._finish_pass()
-
-    @torch.no_grad()
-    def _finish_pass(self) -> None:
-        start = time.perf_counter()
-        launched = self._buckets[: self._next_bucket]
-        for bucket in self._buckets[self._next_bucket :]:
-            bucket.launch(self._group)
-        for bucket in launched:
-            if id(bucket) in self._refill:
-                bucket.abandon()
-                bucket.launch(self._group)
+    def finish(self) -> None:
+        """Wait until the gradients are averages."""
         for bucket in self._buckets:
-            bucket.finish(self._world_size)
+            bucket.finish()
         for param in self._sparse:
-            self._average_sparse(param)
-        self._next_bucket = 0
-        self.is_dirty = False
-        self._on_wait(time.perf_counter() - start)
+            _average_sparse(param, self.group)
+        self._last_reduced = self._passes.num_begun
 
-    def _average_sparse(self, param: torch.nn.Parameter) -> None:
-        if param.grad is None:
-            param.grad = torch.zeros_like(param, layout=torch.sparse_coo)
-        total = param.grad.coalesce()
-        dist.all_reduce(total, group=self._group)
-        param.grad = total / self._world_size
+    def forget_buckets(self) -> None:
+        """Lay out the buckets anew before the next pass; those under way are ignored."""
+        self._buckets = []
+        self._bucket_of = {}
+
+    def received(self, param: torch.Tensor) -> None:
+        """Take note of a parameter's gradient; its hook calls this."""
+        if not self._passes.is_open:
+            self._passes.begin_in_engine()
+        if self.due == self._passes.num_begun:
+            bucket = self._bucket_of.get(id(param))  # None: sparse
+            if bucket is not None:
+                bucket.filled(param)
+                self._passes.advance()
+
+    def _hook_all(self) -> None:
+        # Weakly: a parameter must not keep alive what keeps the parameter alive,
+        # or a model's memory would wait for the garbage collector.
+        this = weakref.ref(self)
+
+        def fired(param: torch.Tensor) -> None:
+            synchronizer = this()
+            if synchronizer is not None:
+                synchronizer.received(param)
+
+        for param in self.params:
+            self._handles[id(param)] = param.register_post_accumulate_grad_hook(fired)
+
+
+def _average_sparse(param: torch.Tensor, group: dist.ProcessGroup) -> None:
+    """Average a sparse gradient; it stays None if no rank has one.
+
+    By gathering, which every backend can do; NCCL has no sparse all-reduce.
+    """
+    world_size = group.size()
+    grad = None if param.grad is None else param.grad.coalesce()
+    num_rows = -1 if grad is None else int(grad.indices().shape[1])
+    mine = torch.tensor([num_rows], device=param.device)
+    counts = torch.empty(world_size, dtype=mine.dtype, device=param.device)
+    dist.all_gather_into_tensor(counts, mine, group=group)
+    most = int(counts.max())
+    if most < 0:
+        return
+    rows = torch.zeros(most, dtype=torch.int64, device=param.device)
+    values = torch.zeros((most, *param.shape[1:]), dtype=param.dtype, device=param.device)
+    if grad is not None:
+        rows[:num_rows], values[:num_rows] = grad.indices()[0], grad.values()
+    all_rows = rows.new_empty((world_size * most,))
+    all_values = values.new_empty((world_size * most, *values.shape[1:]))
+    dist.all_gather_into_tensor(all_rows, rows, group=group)
+    dist.all_gather_into_tensor(all_values, values, group=group)
+    real = torch.cat([
+        torch.arange(max(num, 0), device=param.device) + rank * most
+        for rank, num in enumerate(counts.tolist())
+    ])  # fmt: skip
+    total = torch.sparse_coo_tensor(
+        all_rows[real].unsqueeze(0), all_values[real] / world_size, param.shape
+    )
+    param.grad = total.coalesce()
+
+
+def _remove(handles: dict[int, Any]) -> None:
+    for handle in handles.values():
+        handle.remove()
+    handles.clear()

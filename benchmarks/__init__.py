@@ -1,0 +1,1 @@
+"""What dtkit costs, measured against what people use today. `make bench` runs it."""

@@ -1,0 +1,135 @@
+"""What a step costs: a DDP cell against torchrun, and the plain cell against the DDP cell."""
+
+from __future__ import annotations
+
+from statistics import mean, median
+from typing import TYPE_CHECKING, Literal
+
+from benchmarks.cells import training
+from benchmarks.processes import BenchmarkError, Notebook, Torchrun
+from benchmarks.result import Result, Settings, paired, typical
+from benchmarks.turns import Baton, Timed, alternate
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["against_ddp", "against_torchrun"]
+
+BLOCK_STEPS = 40
+NUM_WARM_BLOCKS = 2
+START = "%load_ext dtkit\n%dist_init -n 2 --devices cpu"
+
+
+def against_torchrun(settings: Settings) -> list[Result]:
+    """Measure the step of a DDP cell under the dashboard against the same loop under torchrun."""
+    num_blocks = settings.pick(30, 6) + NUM_WARM_BLOCKS
+    here, there = _side(settings, "cell", num_blocks), _side(settings, "torchrun", num_blocks)
+    with (
+        Notebook(here.folder) as notebook,
+        Torchrun(there.script("ddp"), there.folder) as torchrun,
+    ):
+        notebook.run(START)
+        notebook.begin("%%dist_train\n" + here.script("ddp"))
+        alternate([(notebook, here.baton), (torchrun, there.baton)], num_blocks)
+        notebook.wait()
+        torchrun.wait()
+    ours, theirs = here.read(), there.read()
+    if ours.loss != theirs.loss:
+        msg = f"both sides must train alike: last loss {ours.loss} and {theirs.loss}"
+        raise BenchmarkError(msg)
+    return [
+        _compared(
+            "step", "step of a DDP cell with the dashboard on / of the same loop under torchrun",
+            ours, theirs, goal=1.01, command="python -m torch.distributed.run (same text)",
+            held_back_by=(
+                "on a machine with no core to spare the driver draws on the ranks' own cores; "
+                "compare dashboard_cpu, and the recording cost in µs with the step"
+            ),
+        )
+    ]  # fmt: skip
+
+
+def against_ddp(settings: Settings) -> list[Result]:
+    """Measure the step of a plain cell against that of a DDP cell, both without dashboard."""
+    num_blocks = settings.pick(30, 6) + NUM_WARM_BLOCKS
+    plain, ddp = _side(settings, "plain", num_blocks), _side(settings, "ddp", num_blocks)
+    with (
+        Notebook(plain.folder, DTKIT_UI="off") as one,
+        Notebook(ddp.folder, DTKIT_UI="off") as other,
+    ):
+        one.run(START)
+        other.run(START)
+        one.begin("%%dist_train\n" + plain.script("plain"))
+        other.begin("%%dist_train\n" + ddp.script("ddp"))
+        alternate([(one, plain.baton), (other, ddp.baton)], num_blocks)
+        one.wait()
+        other.wait()
+    return [
+        _compared(
+            "plain", "step of a plain cell made data parallel / of the same cell written with DDP",
+            plain.read(), ddp.read(), goal=1.03, command="%%dist_train with DDP, dashboard off",
+            held_back_by=(
+                "hooks in Python for every parameter and a copy into and out of the bucket, "
+                "where DDP keeps gradients as views of it"
+            ),
+        )
+    ]  # fmt: skip
+
+
+class _Files:
+    """The files of one side."""
+
+    def __init__(self, folder: Path, num_blocks: int) -> None:
+        folder.mkdir(parents=True)
+        self.folder = folder
+        self.baton = Baton(folder / "turns")
+        self._out = folder / "times.json"
+        self._num_blocks = num_blocks
+
+    def script(self, kind: Literal["ddp", "plain"]) -> str:
+        return training(
+            kind,
+            num_blocks=self._num_blocks,
+            block_steps=BLOCK_STEPS,
+            out=self._out,
+            turns=self.baton.paths,
+        )
+
+    def read(self) -> Timed:
+        self.baton.close()
+        return Timed.read(self._out, num_warm_blocks=NUM_WARM_BLOCKS)
+
+
+def _side(settings: Settings, name: str, num_blocks: int) -> _Files:
+    return _Files(settings.folder / name, num_blocks)
+
+
+def _compared(
+    name: str,
+    what: str,
+    ours: Timed,
+    theirs: Timed,
+    *,
+    goal: float,
+    command: str,
+    held_back_by: str,
+) -> Result:
+    """Return the ratio of the blocks' medians; beside it, of their means."""
+    medians = paired([median(b) for b in ours.blocks_s], [median(b) for b in theirs.blocks_s])
+    means = paired([mean(b) for b in ours.blocks_s], [mean(b) for b in theirs.blocks_s])
+    return Result(
+        name=name,
+        what=f"{what}; median step of each block of {BLOCK_STEPS}",
+        spread=medians,
+        unit="×",
+        goal=goal,
+        num_steps=ours.num_steps,
+        command=command,
+        held_back_by=held_back_by,
+        details={
+            "by the mean step of each block": f"{means} ×",
+            "by CPU time of rank 0": f"{paired(ours.cpu_s, theirs.cpu_s)} ×",
+            "ours": typical([s for b in ours.blocks_s for s in b], "ms", 1e3),
+            "theirs": typical([s for b in theirs.blocks_s for s in b], "ms", 1e3),
+        },
+    )

@@ -1,0 +1,45 @@
+"""Random numbers of the ranks: the same while a cell sets up, different while it trains.
+
+A cell that sets no seed still means one model, one split of its data and one
+noise vector. So every rank starts from rank 0's generators. Dropout and
+augmentation shall differ, though: once the data is divided, a rank that still
+has rank 0's stream takes one of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+__all__ = ["fingerprint", "part", "share"]
+
+
+def share(group: dist.ProcessGroup) -> None:
+    """Give every rank the generator states of the group's first one."""
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+    states: list[Any] = [
+        (torch.get_rng_state(), np.random.get_state(), random.getstate(), cuda)  # noqa: NPY002
+    ]
+    dist.broadcast_object_list(states, group=group, group_src=0, device=torch.device("cpu"))
+    torch_state, numpy_state, python_state, cuda_state = states[0]
+    torch.set_rng_state(torch_state)
+    np.random.set_state(numpy_state)  # noqa: NPY002  the one that cells use
+    random.setstate(python_state)
+    if cuda_state is not None and cuda is not None:
+        torch.cuda.set_rng_state(cuda_state)
+
+
+def fingerprint() -> bytes:
+    """Return what tells torch's stream on this rank from another."""
+    return hashlib.sha256(torch.get_rng_state().numpy().tobytes()).digest()
+
+
+def part(rank: int, first: bytes) -> None:
+    """Take a stream of one's own if it is that of the first rank, whose fingerprint is given."""
+    if rank and fingerprint() == first:
+        torch.manual_seed(torch.initial_seed() + rank)

@@ -1,0 +1,206 @@
+"""Watch: what the hooks in torch see of a cell, told to recorder, autopilot and control."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+import torch
+
+from dtkit.engine.loader import TimedBatches, num_samples, shares_of
+from dtkit.engine.progress import estimate_iterations
+from dtkit.events import Total
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torch.optim import Optimizer
+    from torch.utils.data import DataLoader
+
+    from dtkit.engine.autopilot import Autopilot
+    from dtkit.engine.control import Control
+    from dtkit.engine.loader import Share
+    from dtkit.engine.recorder import Recorder
+
+__all__ = ["Watch"]
+
+_ESTIMATE_AT_STEP = 2
+"""When a run's length is estimated: before, batches may have been drawn to look at them."""
+
+# Any, below: losses, batches and closures are the user's own.
+
+
+class Watch:
+    """The `Sink` of `observing`: called as the cell trains.
+
+    Attributes:
+        lead: the optimizer whose steps are the run's steps.
+
+    Args:
+        recorder: takes what is measured.
+        control: stops and pauses at the boundaries between steps.
+        autopilot: distributes the cell; None: it is left alone.
+    """
+
+    def __init__(self, recorder: Recorder, control: Control, autopilot: Autopilot | None) -> None:
+        self.lead: Optimizer | None = None
+        self._recorder = recorder
+        self._control = control
+        self._autopilot = autopilot
+        self._others: set[int] = set()
+        self._num_batches = 0
+        self._whole: DataLoader[Any] | None = None
+        """Where the newest batch came from, if it may be worth a note that it was not divided."""
+        self._judged: DataLoader[Any] | None = None
+        self._noted: WeakSet[DataLoader[Any]] = WeakSet()
+        self._has_share = False
+        self._in_closure = False
+        self._has_closure_loss = False
+
+    def before_backward(self, losses: Sequence[Any], grads: Sequence[Any] | None) -> float:
+        """Record the loss; return what this rank's gradient weighs in the global batch."""
+        weight = 1.0
+        self._has_share = False
+        if not self._in_closure:
+            self._control.boundary()
+        if self._autopilot is not None:
+            weight = self._autopilot.before_backward()
+            if self._whole is not None:
+                self._judge(self._whole, self._autopilot)
+        # An optimizer with a closure evaluates the loss several times in a step;
+        # the first is the loss that the step started from.
+        if not self._has_closure_loss:
+            self._has_closure_loss = self._in_closure
+            for i, loss in enumerate(losses):
+                if isinstance(loss, torch.Tensor) and loss.numel() == 1:
+                    given = None if grads is None else grads[i]
+                    true_loss = loss.__dict__.get("dtkit_unscaled", loss)
+                    self._recorder.saw_loss(
+                        true_loss if given is None else true_loss * given, weight
+                    )
+        return weight
+
+    def after_backward(self, *, has_failed: bool) -> None:
+        """Make the gradients final."""
+        if self._autopilot is not None:
+            self._autopilot.after_backward(has_failed=has_failed)
+
+    def optimizer_made(self, optimizer: Optimizer) -> None:
+        """Adopt it."""
+        if self._autopilot is not None:
+            self._autopilot.adopt(optimizer)
+
+    def before_step(self, optimizer: Optimizer, closure: Any) -> Any:
+        """Make the gradients final, or let the closure do so."""
+        if closure is not None:
+            self._control.boundary()
+            self._in_closure = True
+        if self._autopilot is None:
+            return closure
+        self._autopilot.before_step(optimizer)
+        return self._autopilot.shared_closure(optimizer, closure) if closure else closure
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Count the step and close its record."""
+        self._in_closure = self._has_closure_loss = False
+        if self._autopilot is not None:
+            self._autopilot.after_step(optimizer)
+        if self._leads(optimizer):
+            self._control.stepped()
+            self._recorder.stepped(float(optimizer.param_groups[0]["lr"]))
+            if self._recorder.num_steps == _ESTIMATE_AT_STEP:
+                self._estimate_total()
+            self._num_batches = 0
+
+    def step_skipped(self) -> None:
+        """Forget the step that the GradScaler skipped."""
+        self._recorder.skipped()
+        self._num_batches = 0
+
+    def before_unscaling(self, optimizer: Optimizer) -> None:
+        """Average first: unscaling looks for infinities."""
+        if self._autopilot is not None:
+            self._autopilot.before_step(optimizer)
+
+    def before_clipping(self, grads: Sequence[torch.Tensor]) -> None:
+        """Average first: clipping looks at all gradients."""
+        if self._autopilot is not None:
+            self._autopilot.before_clipping(grads)
+
+    def iterate(self, loader: DataLoader[Any], original: Callable[..., Any]) -> Iterator[Any]:
+        """Return the loader's batches, timed, and divided if it is a training loader."""
+        if self._is_evaluating():
+            return TimedBatches(original(loader), None, self._control.boundary, _forget)
+        twin = self._autopilot.twin(loader) if self._autopilot is not None else None
+        # Not `twin or loader`: that would ask for a length, which it may not have.
+        batches = original(loader if twin is None else twin)
+        shares = None if twin is None else shares_of(twin)
+
+        saw = self._saw_share if twin is not None else partial(self._saw_whole, loader)
+        return TimedBatches(batches, shares, self._control.boundary, saw)
+
+    def num_batches(self, loader: DataLoader[Any], original: Callable[..., int]) -> int:
+        """Return the number of batches that this rank will get."""
+        if self._autopilot is None or self._autopilot.is_evaluating():
+            return original(loader)
+        twin = self._autopilot.twin(loader)
+        return original(loader if twin is None else twin)
+
+    def _is_evaluating(self) -> bool:
+        if self._autopilot is None:
+            return not torch.is_grad_enabled()
+        return self._autopilot.is_evaluating()
+
+    def _saw_share(self, _batch: Any, share: Share | None, wait_s: float) -> None:
+        assert self._autopilot is not None  # noqa: S101  for the type checker: it makes shares
+        if share is None:  # the end: what comes next is no share of anything
+            self._autopilot.batch_weight = 1.0
+            return
+        self._num_batches += 1
+        self._recorder.saw_batch(share.num_samples, share.even, wait_s)
+        self._autopilot.weigh(share.weight, is_another=self._has_share)
+        self._has_share = True
+
+    def _saw_whole(
+        self, loader: DataLoader[Any], batch: Any, _share: Share | None, wait_s: float
+    ) -> None:
+        if batch is None:  # the end
+            return
+        self._num_batches += 1
+        num = num_samples(batch)
+        self._recorder.saw_batch(num, num, wait_s)
+        if loader is not self._judged:
+            self._whole = loader
+
+    def _judge(self, loader: DataLoader[Any], autopilot: Autopilot) -> None:
+        """Tell the user, once, that a loader trains and was not divided."""
+        self._whole, self._judged = None, loader
+        if loader not in self._noted:
+            self._noted.add(loader)
+            autopilot.trained_on_whole(loader)
+
+    def _leads(self, optimizer: Optimizer) -> bool:
+        """Return whether this optimizer's steps are the run's steps.
+
+        The first one to step leads. Another that steps on the same batch (a GAN's
+        second one) belongs to its steps; with a batch of its own, or when it
+        steps twice without the leader, it leads from then on.
+        """
+        if self.lead in (None, optimizer) or self._num_batches > 0 or id(optimizer) in self._others:
+            self.lead = optimizer
+            self._others.clear()
+            return True
+        self._others.add(id(optimizer))
+        return False
+
+    def _estimate_total(self) -> None:
+        iterations = estimate_iterations(sys._getframe(1))  # noqa: SLF001  the documented way
+        if iterations:
+            total = max(_ESTIMATE_AT_STEP, iterations // max(1, self._num_batches))
+            self._recorder.emit(Total(self._recorder.rank, total))
+
+
+def _forget(_batch: Any, _share: Share | None, _wait_s: float) -> None:
+    """Take a batch that does not train."""
