@@ -156,7 +156,7 @@ def test_all_ranks_stop_after_the_same_step(rig2: Rig) -> None:
 
 
 def test_a_pause_changes_nothing_but_the_time(rig2: Rig) -> None:
-    expected = rig2.train(loop(20)).history["loss"]
+    expected = rig2.train(loop(20), batch="rank").history["loss"]
     run, steps = rig2.session.training(loop(20))
     wait_for_step(run, steps, 5)
     run.pause()
