@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from dtkit.options import RunOptions
     from dtkit.recipe import Recipe
     from dtkit.telemetry import History, RunView
 
@@ -32,6 +33,7 @@ class Run:
     Attributes:
         name: as given with `--name`, or the time it started.
         recipe: the flags that changed how it trained.
+        options: the others.
         ranks: the ranks that took part.
         cell: the cell's source.
         dir: folder with `run.json`, `cell.py` and one `rank-<R>.jsonl` of events per rank.
@@ -39,11 +41,19 @@ class Run:
     """
 
     def __init__(
-        self, name: str, cell: str, recipe: Recipe, ranks: Sequence[int], folder: Path
+        self,
+        name: str,
+        cell: str,
+        folder: Path,
+        *,
+        recipe: Recipe,
+        options: RunOptions,
+        ranks: Sequence[int],
     ) -> None:
         self.name = name
         self.cell = cell
         self.recipe = recipe
+        self.options = options
         self.ranks = tuple(ranks)
         self.dir = folder
         self.error: BaseException | None = None
@@ -170,7 +180,13 @@ class Requests:
 
 
 def create_run(
-    runs_dir: Path, cell: str, recipe: Recipe, ranks: Sequence[int], name: str | None = None
+    runs_dir: Path,
+    cell: str,
+    *,
+    recipe: Recipe,
+    options: RunOptions,
+    ranks: Sequence[int],
+    name: str | None = None,
 ) -> Run:
     """Create a run and its folder.
 
@@ -185,7 +201,7 @@ def create_run(
         raise InvalidInputError(msg)
     base = name or time.strftime("%Y%m%d-%H%M%S")
     folder = _new_folder(runs_dir, base)
-    run = Run(folder.name, cell, recipe, ranks, folder)
+    run = Run(folder.name, cell, folder, recipe=recipe, options=options, ranks=ranks)
     (folder / "cell.py").write_text(cell)
     run.write()
     return run

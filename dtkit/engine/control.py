@@ -48,18 +48,22 @@ class Control:
         """Note a finished step."""
         self.num_steps += 1
 
-    def boundary(self) -> None:
+    def boundary(self) -> bool:
         """Pass the boundary after the last step, or halt there if that was asked for.
+
+        Returns:
+            Whether there was one: False if no step was made since the last.
 
         Raises:
             RunStopped: the run is to end here.
         """
         if self.num_steps == self._num_passed:
-            return
+            return False
         if self._is_asked:
             __tracebackhide__ = True
             self._halt()
         self._num_passed = self.num_steps
+        return True
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Take a request of the driver; returns where this rank is."""

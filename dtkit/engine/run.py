@@ -19,6 +19,7 @@ from dtkit.engine.agent import agent
 from dtkit.engine.autopilot import Autopilot
 from dtkit.engine.control import Control, RunStopped
 from dtkit.engine.observe import observing
+from dtkit.engine.parts import make_parts
 from dtkit.engine.recorder import Recorder
 from dtkit.engine.shell import current_shell
 from dtkit.engine.watch import Watch
@@ -37,7 +38,7 @@ class ActiveRun:
 
     Args:
         owner: this engine's agent.
-        spec: dir, start_unix_s, recipe and ranks, as the driver gives them.
+        spec: dir, start_unix_s, recipe, ranks and parts, as the driver gives them.
     """
 
     def __init__(self, owner: Agent, spec: dict[str, Any]) -> None:
@@ -59,8 +60,14 @@ class ActiveRun:
         )
         self.autopilot = self._make_autopilot(tuple(spec["ranks"]))
         self._name = f"dtkit/{self._group.generation}/{spec['dir']}"
-        self._watch = Watch(self.recorder, self.control, self.autopilot)
+        self._parts = make_parts(self, spec["parts"])
+        self._watch = Watch(self.recorder, self.control, self.autopilot, self._parts)
         self._stack = ExitStack()
+
+    @property
+    def rank(self) -> int:
+        """This rank, in the whole group."""
+        return self._group.rank
 
     def start(self) -> None:
         """Install every hook; the next cell that ends takes them away."""
@@ -83,6 +90,7 @@ class ActiveRun:
         self._has_ended = True
         self._agent.run = None
         try:
+            self._end_parts(state)
             self._stack.close()
         finally:
             if self.autopilot is not None:
@@ -100,6 +108,13 @@ class ActiveRun:
         """Tell the user something about this run."""
         self.recorder.emit(Note(self._group.rank, text))
 
+    def _end_parts(self, state: str) -> None:
+        for part in self._parts:
+            try:
+                part.end(state)
+            except Exception as error:  # noqa: BLE001  the others must end too: it is told
+                self.note(f"{type(part).__name__} failed at the end: {error}")
+
     def _sum_up(self, autopilot: Autopilot, *, has_failed: bool) -> None:
         if autopilot.summary() and self._group.rank == autopilot.first_rank:
             self.note(autopilot.summary())
@@ -116,6 +131,8 @@ class ActiveRun:
         self._agent.note_parent()
         if self.autopilot:
             self.autopilot.prepare(getattr(info, "raw_cell", ""), current_shell().user_ns)
+        for part in self._parts:
+            part.begin()
         self.recorder.emit(
             RankStarted(
                 self._group.rank, os.getpid(), platform.node(), str(self._group.device),

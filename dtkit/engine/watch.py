@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dtkit.engine.autopilot import Autopilot
     from dtkit.engine.control import Control
     from dtkit.engine.loader import Share
+    from dtkit.engine.parts import Part
     from dtkit.engine.recorder import Recorder
 
 __all__ = ["Watch"]
@@ -42,13 +43,21 @@ class Watch:
         recorder: takes what is measured.
         control: stops and pauses at the boundaries between steps.
         autopilot: distributes the cell; None: it is left alone.
+        parts: are told the same.
     """
 
-    def __init__(self, recorder: Recorder, control: Control, autopilot: Autopilot | None) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        control: Control,
+        autopilot: Autopilot | None,
+        parts: Sequence[Part] = (),
+    ) -> None:
         self.lead: Optimizer | None = None
         self._recorder = recorder
         self._control = control
         self._autopilot = autopilot
+        self._parts = parts
         self._others: set[int] = set()
         self._num_batches = 0
         self._whole: DataLoader[Any] | None = None
@@ -64,28 +73,29 @@ class Watch:
         weight = 1.0
         self._has_share = False
         if not self._in_closure:
-            self._control.boundary()
+            self._boundary()
         if self._autopilot is not None:
             weight = self._autopilot.before_backward()
             if self._whole is not None:
                 self._judge(self._whole, self._autopilot)
+        for part in self._parts:
+            part.before_backward()
         # An optimizer with a closure evaluates the loss several times in a step;
         # the first is the loss that the step started from.
         if not self._has_closure_loss:
             self._has_closure_loss = self._in_closure
             for i, loss in enumerate(losses):
                 if isinstance(loss, torch.Tensor) and loss.numel() == 1:
-                    given = None if grads is None else grads[i]
-                    true_loss = loss.__dict__.get("dtkit_unscaled", loss)
-                    self._recorder.saw_loss(
-                        true_loss if given is None else true_loss * given, weight
-                    )
+                    self._saw_loss(loss, None if grads is None else grads[i], weight)
         return weight
 
     def after_backward(self, *, has_failed: bool) -> None:
         """Make the gradients final."""
         if self._autopilot is not None:
             self._autopilot.after_backward(has_failed=has_failed)
+        if not has_failed:
+            for part in self._parts:
+                part.after_backward()
 
     def optimizer_made(self, optimizer: Optimizer) -> None:
         """Adopt it."""
@@ -95,12 +105,14 @@ class Watch:
     def before_step(self, optimizer: Optimizer, closure: Any) -> Any:
         """Make the gradients final, or let the closure do so."""
         if closure is not None:
-            self._control.boundary()
+            self._boundary()
             self._in_closure = True
-        if self._autopilot is None:
-            return closure
-        self._autopilot.before_step(optimizer)
-        return self._autopilot.shared_closure(optimizer, closure) if closure else closure
+        if self._autopilot is not None:
+            self._autopilot.before_step(optimizer)
+            closure = self._autopilot.shared_closure(optimizer, closure) if closure else closure
+        for part in self._parts:
+            part.before_step(optimizer)
+        return closure
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Count the step and close its record."""
@@ -110,6 +122,8 @@ class Watch:
         if self._leads(optimizer):
             self._control.stepped()
             self._recorder.stepped(float(optimizer.param_groups[0]["lr"]))
+            for part in self._parts:
+                part.after_step(optimizer, self._control.num_steps)
             if self._recorder.num_steps == _ESTIMATE_AT_STEP:
                 self._estimate_total()
             self._num_batches = 0
@@ -132,14 +146,14 @@ class Watch:
     def iterate(self, loader: DataLoader[Any], original: Callable[..., Any]) -> Iterator[Any]:
         """Return the loader's batches, timed, and divided if it is a training loader."""
         if self._is_evaluating():
-            return TimedBatches(original(loader), None, self._control.boundary, _forget)
+            return TimedBatches(original(loader), None, self._boundary, _forget)
         twin = self._autopilot.twin(loader) if self._autopilot is not None else None
         # Not `twin or loader`: that would ask for a length, which it may not have.
         batches = original(loader if twin is None else twin)
         shares = None if twin is None else shares_of(twin)
 
         saw = self._saw_share if twin is not None else partial(self._saw_whole, loader)
-        return TimedBatches(batches, shares, self._control.boundary, saw)
+        return TimedBatches(batches, shares, self._boundary, saw)
 
     def num_batches(self, loader: DataLoader[Any], original: Callable[..., int]) -> int:
         """Return the number of batches that this rank will get."""
@@ -147,6 +161,19 @@ class Watch:
             return original(loader)
         twin = self._autopilot.twin(loader)
         return original(loader if twin is None else twin)
+
+    def _boundary(self) -> None:
+        __tracebackhide__ = True
+        if self._control.boundary():
+            for part in self._parts:
+                part.boundary(self._control.num_steps)
+
+    def _saw_loss(self, loss: torch.Tensor, given: Any, weight: float) -> None:
+        __tracebackhide__ = True
+        true_loss = loss.__dict__.get("dtkit_unscaled", loss)
+        self._recorder.saw_loss(true_loss if given is None else true_loss * given, weight)
+        for part in self._parts:
+            part.saw_loss(true_loss)
 
     def _is_evaluating(self) -> bool:
         if self._autopilot is None:

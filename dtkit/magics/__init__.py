@@ -5,21 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dtkit.magics.awaiting import AWAIT_NAME, rewrite
-from dtkit.magics.magics import DistMagics
+from dtkit.magics.carrying import DistObjectMagics
+from dtkit.magics.opening import DistMagics
+from dtkit.magics.running import DistCellMagics
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-__all__ = ["load", "unload"]
+__all__ = ["MAGICS", "load", "unload"]
+
+MAGICS = (DistMagics, DistCellMagics, DistObjectMagics)
 
 
 def load(shell: InteractiveShell) -> None:
     """Register the magics with a shell; harmless when they are there."""
     if hasattr(shell, AWAIT_NAME):
         return
-    magics = DistMagics(shell)
-    shell.register_magics(magics)
-    setattr(shell, AWAIT_NAME, magics.run_cell_async)
+    cells = DistCellMagics(shell)
+    shell.register_magics(*(cells if made is DistCellMagics else made for made in MAGICS))
+    setattr(shell, AWAIT_NAME, cells.run_cell_async)
     shell.input_transformers_cleanup.append(rewrite)
 
 
@@ -30,6 +34,7 @@ def unload(shell: InteractiveShell) -> None:
     delattr(shell, AWAIT_NAME)
     shell.input_transformers_cleanup.remove(rewrite)
     registered = shell.magics_manager.magics
-    for kind, names in DistMagics.magics.items():
-        for name in names:
-            registered[kind].pop(name, None)
+    for made in MAGICS:
+        for kind, names in made.magics.items():
+            for name in names:
+                registered[kind].pop(name, None)

@@ -43,15 +43,31 @@ class Parser(argparse.ArgumentParser):
             UsageError: the line cannot be read; the text says what would be right.
             HelpShown: `-h` was among them.
         """
-        try:
-            words = shlex.split(line)
-        except ValueError as error:
-            self.error(f"{error}: check the quotes")
         known: argparse.Namespace
-        known, extra = self.parse_known_args(words)
+        known, extra = self.parse_known_args(self.split(line))
         if extra:
             self.error(self._unknown(extra))
         return known
+
+    def split(self, line: str) -> list[str]:
+        """Return the line's words, quotes read as a shell reads them.
+
+        Raises:
+            UsageError: a quote is not closed.
+        """
+        try:
+            return shlex.split(line)
+        except ValueError as error:
+            self.error(f"{error}: check the quotes")
+
+    def options_with_value(self) -> set[str]:
+        """Return the options after which the next word is their value."""
+        return {
+            option
+            for action in self._actions
+            if action.nargs is None
+            for option in action.option_strings
+        }
 
     def error(self, message: str) -> NoReturn:
         """Raise the message as IPython's UsageError."""

@@ -1,51 +1,22 @@
-"""What each magic's line may say."""
+"""What the lines of the magics that run code may say."""
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from IPython.core.error import UsageError
 
 from dtkit.magics.arguments import Parser
+from dtkit.magics.base import RANKS_HELP
+from dtkit.options import ON_NAN, RunOptions
+from dtkit.recipe import Recipe
 
 if TYPE_CHECKING:
     import argparse
 
-    from dtkit.session import Session
-
-__all__ = [
-    "INIT",
-    "PULL",
-    "PUSH",
-    "SHUTDOWN",
-    "STATUS",
-    "STOP",
-    "TRAIN",
-    "parse_train",
-    "split_dist",
-    "started_line",
-]
-
-_RANKS = "ranks such as 0, 0,2 or 1:3 (default: all)"
-
-
-def _init() -> Parser:
-    parser = Parser("%dist_init", "Start one engine per device, with a process group across them.")
-    parser.add_argument(
-        "-n",
-        type=int,
-        metavar="N",
-        help="number of ranks (default: one per GPU; CPU: cores, up to 4)",
-    )
-    parser.add_argument("--devices", metavar="LIST", help="GPUs such as 0,1; or cpu")
-    parser.add_argument(
-        "--backend", default="auto", choices=("auto", "nccl", "gloo"),
-        help="how ranks communicate (default: nccl where each has a GPU, else gloo)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--oversubscribe", action="store_true", help="let ranks share a GPU (over gloo)"
-    )
-    return parser
+__all__ = ["STOP", "TRAIN", "options_of", "parse_train", "recipe_of", "split_dist"]
 
 
 def _train() -> Parser:
@@ -58,34 +29,18 @@ def _train() -> Parser:
         "--background", action="store_true",
         help="return at once; %%dist_stop ends the run, dtkit.last_run.wait() waits for it",
     )  # fmt: skip
+    parser.add_argument(
+        "--on-nan", default="warn", choices=ON_NAN,
+        help="what to do when the loss is not finite (default: warn)",
+    )  # fmt: skip
     parser.add_argument("--manual", action="store_true", help="the cell distributes itself")
     parser.add_argument("--name", metavar="NAME", help="name of the run and its folder")
-    parser.add_argument("--ranks", default="all", metavar="RANKS", help=_RANKS)
+    parser.add_argument("--ranks", default="all", metavar="RANKS", help=RANKS_HELP)
     return parser
 
 
-def _push() -> Parser:
-    parser = Parser("%dist_push", "Copy objects from the notebook to the ranks.")
-    parser.add_argument("names", nargs="+", metavar="NAME")
-    parser.add_argument("-r", "--ranks", default="all", metavar="RANKS", help=_RANKS)
-    return parser
-
-
-def _pull() -> Parser:
-    parser = Parser("%dist_pull", "Copy objects from a rank to the notebook.")
-    parser.add_argument("names", nargs="+", metavar="NAME")
-    parser.add_argument("--rank", default="0", metavar="R", help="which rank's (default: 0)")
-    parser.add_argument("--as", dest="new_name", metavar="NEW", help="its name in the notebook")
-    return parser
-
-
-INIT = _init()
 TRAIN = _train()
-PUSH = _push()
-PULL = _pull()
-STATUS = Parser("%dist_status", "Show every rank: device, memory, state.")
 STOP = Parser("%dist_stop", "Stop the run that is going on, at the next step boundary.")
-SHUTDOWN = Parser("%dist_shutdown", "End the engines; names that live on the ranks are lost.")
 
 
 def parse_train(line: str, *, is_cell: bool) -> argparse.Namespace:
@@ -95,8 +50,8 @@ def parse_train(line: str, *, is_cell: bool) -> argparse.Namespace:
     """
     if is_cell:
         return TRAIN.parse(line)
-    options, words = _before_script(line.split())
-    args = TRAIN.parse(" ".join(options))
+    options, words = _before_script(TRAIN.split(line))
+    args = TRAIN.parse(shlex.join(options))
     if not words:
         msg = "%dist_train: name a script, or use %%dist_train to train the cell below it"
         raise UsageError(msg)
@@ -105,7 +60,7 @@ def parse_train(line: str, *, is_cell: bool) -> argparse.Namespace:
 
 
 def _before_script(words: list[str]) -> tuple[list[str], list[str]]:
-    takes_value = {"--batch", "--name", "--ranks"}
+    takes_value = TRAIN.options_with_value()
     i = 0
     while i < len(words) and words[i].startswith("-"):
         i += 2 if words[i] in takes_value else 1
@@ -120,7 +75,7 @@ def split_dist(line: str, *, is_cell: bool) -> tuple[str, str]:
         _dist_parser().parse("-h")
     if words and words[0] in ("-r", "--ranks"):
         if len(words) == 1:
-            _dist_parser().error(f"{words[0]} wants {_RANKS}")
+            _dist_parser().error(f"{words[0]} wants {RANKS_HELP}")
         ranks, expression = words[1], words[2] if len(words) > 2 else ""  # noqa: PLR2004
     if is_cell and expression:
         _dist_parser().parse(line)  # says what is wrong with it
@@ -131,15 +86,15 @@ def split_dist(line: str, *, is_cell: bool) -> tuple[str, str]:
 
 def _dist_parser() -> Parser:
     parser = Parser("%%dist", "Run the cell (%dist: an expression) on all ranks, or on some.")
-    parser.add_argument("-r", "--ranks", default="all", metavar="RANKS", help=_RANKS)
+    parser.add_argument("-r", "--ranks", default="all", metavar="RANKS", help=RANKS_HELP)
     return parser
 
 
-def started_line(session: Session) -> str:
-    """Return the one line that `%dist_init` leaves."""
-    facts = session.facts[0]
-    devices = sorted({fact["device_name"] for fact in session.facts.values()})
-    return (
-        f"{session} · {', '.join(devices)} · torch {facts['torch']} · Python {facts['python']} "
-        f"· {session.start_s:.1f} s"
-    )
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    """Return the recipe that the arguments of `%%dist_train` describe."""
+    return Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)})
+
+
+def options_of(args: argparse.Namespace) -> RunOptions:
+    """Return the run's other options."""
+    return RunOptions(**{field.name: getattr(args, field.name) for field in fields(RunOptions)})

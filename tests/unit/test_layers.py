@@ -24,6 +24,7 @@ BASE = (
     "dtkit._ranks",
     "dtkit.events",
     "dtkit.output",
+    "dtkit.options",
     "dtkit.recipe",
     "dtkit.values",
     "dtkit._text",
@@ -41,6 +42,7 @@ VIEW = (
 MAY_VIEW = (*VIEW, "dtkit.telemetry", "numpy", *BASE)
 SESSION = (
     "dtkit.session",
+    "dtkit.session_core",
     "dtkit.run",
     "dtkit.conductor",
     "dtkit.supervisor",

@@ -5,12 +5,20 @@ import ast
 import pytest
 from IPython.core.error import UsageError
 
-from dtkit.magics import lines
+from dtkit.magics import carrying, lines, opening
 from dtkit.magics.arguments import HelpShown, Parser
 from dtkit.magics.awaiting import rewrite
 from dtkit.magics.cells import with_header
 
-ALL = [lines.INIT, lines.TRAIN, lines.PUSH, lines.PULL, lines.STATUS, lines.STOP, lines.SHUTDOWN]
+ALL = [
+    opening.INIT,
+    opening.STATUS,
+    opening.SHUTDOWN,
+    lines.TRAIN,
+    lines.STOP,
+    carrying.PUSH,
+    carrying.PULL,
+]
 
 
 @pytest.mark.parametrize("parser", ALL, ids=lambda parser: parser.prog)
@@ -25,15 +33,15 @@ def test_help_is_printed_and_nothing_else_happens(
 @pytest.mark.parametrize(
     ("parser", "line", "text"),
     [
-        (lines.INIT, "--bakend gloo", "did you mean --backend?"),
-        (lines.INIT, "-n two", "invalid int value: 'two'"),
-        (lines.INIT, "-n", "expected one argument"),
-        (lines.INIT, "--backend mpi", "invalid choice: 'mpi'"),
-        (lines.INIT, "--devices '0", "check the quotes"),
+        (opening.INIT, "--bakend gloo", "did you mean --backend?"),
+        (opening.INIT, "-n two", "invalid int value: 'two'"),
+        (opening.INIT, "-n", "expected one argument"),
+        (opening.INIT, "--backend mpi", "invalid choice: 'mpi'"),
+        (opening.INIT, "--devices '0", "check the quotes"),
         (lines.TRAIN, "--batch both", "invalid choice: 'both'"),
         (lines.TRAIN, "--manul", "did you mean --manual?"),
-        (lines.PULL, "", "required"),
-        (lines.STATUS, "now", "unrecognized arguments: now"),
+        (carrying.PULL, "", "required"),
+        (opening.STATUS, "now", "unrecognized arguments: now"),
     ],
 )
 def test_a_line_that_cannot_be_read_says_what_would_be_right(
@@ -48,6 +56,8 @@ def test_a_script_keeps_its_own_arguments() -> None:
     args = lines.parse_train("--batch global --name a train.py --lr 3 -h", is_cell=False)
     assert (args.batch, args.name) == ("global", "a")
     assert args.words == ["train.py", "--lr", "3", "-h"]
+    args = lines.parse_train("--name 'a b' 'my train.py' 'x y'", is_cell=False)
+    assert (args.name, args.words) == ("a b", ["my train.py", "x y"])
     with pytest.raises(UsageError, match="%%dist_train"):
         lines.parse_train("--manual", is_cell=False)
 

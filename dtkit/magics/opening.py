@@ -1,0 +1,118 @@
+"""The session's magics: start engines, look at them, end them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from IPython.core.error import UsageError
+from IPython.core.magic import line_magic, magics_class
+from traitlets import Unicode
+
+from dtkit.magics.arguments import Parser, usage_errors
+from dtkit.magics.base import DtkitMagics, say
+from dtkit.magics.tables import StageLine, StatusTable
+from dtkit.session import Session, current_session
+
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["DistMagics"]
+
+
+@magics_class
+class DistMagics(DtkitMagics):
+    """Magics about the session as a whole; `%config DistMagics` lists what can be set."""
+
+    runs_dir = Unicode(
+        "dtkit_runs", help="Folder in which every run gets a folder of its own."
+    ).tag(config=True)
+
+    @line_magic
+    @usage_errors
+    def dist_init(self, line: str) -> None:
+        """Start one engine per device, with a process group across them."""
+        args = INIT.parse(line)
+        session = current_session()
+        if session is not None:
+            _describe_running(session, args.n)
+            return
+        stage = StageLine("starting")
+        try:
+            session = self._start(args, stage)
+        except BaseException:
+            stage.finish("not started")
+            raise
+        stage.finish(started_line(session))
+
+    @line_magic
+    @usage_errors
+    def dist_status(self, line: str) -> StatusTable:
+        """Show every rank: device, memory, state."""
+        STATUS.parse(line)
+        return StatusTable(str(self.session), self.session.status())
+
+    @line_magic
+    @usage_errors
+    def dist_shutdown(self, line: str) -> None:
+        """End the engines; names that live on the ranks are lost."""
+        SHUTDOWN.parse(line)
+        session = current_session()
+        if session is None:
+            say("nothing is running")
+            return
+        session.close()
+        say(f"ended: {session}")
+
+    def _start(self, args: argparse.Namespace, stage: StageLine) -> Session:
+        return Session.start(
+            args.n,
+            devices=args.devices,
+            backend=args.backend,
+            oversubscribe=args.oversubscribe,
+            runs_dir=self.runs_dir,
+            on_stage=stage.show,
+        )
+
+
+def started_line(session: Session) -> str:
+    """Return the one line that `%dist_init` leaves."""
+    facts = session.facts[0]
+    devices = sorted({fact["device_name"] for fact in session.facts.values()})
+    return (
+        f"{session} · {', '.join(devices)} · torch {facts['torch']} · Python {facts['python']} "
+        f"· {session.start_s:.1f} s"
+    )
+
+
+def _describe_running(session: Session, num_ranks: int | None) -> None:
+    if num_ranks not in (None, session.world_size):
+        msg = (
+            f"%dist_init -n {num_ranks}: {session} are running; "
+            f"to change, run %dist_shutdown and then %dist_init -n {num_ranks}"
+        )
+        raise UsageError(msg)
+    say(f"running: {session}; nothing was changed")
+
+
+def _init() -> Parser:
+    parser = Parser("%dist_init", "Start one engine per device, with a process group across them.")
+    parser.add_argument(
+        "-n",
+        type=int,
+        metavar="N",
+        help="number of ranks (default: one per GPU; CPU: cores, up to 4)",
+    )
+    parser.add_argument("--devices", metavar="LIST", help="GPUs such as 0,1; or cpu")
+    parser.add_argument(
+        "--backend", default="auto", choices=("auto", "nccl", "gloo"),
+        help="how ranks communicate (default: nccl where each has a GPU, else gloo)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--oversubscribe", action="store_true", help="let ranks share a GPU (over gloo)"
+    )
+    return parser
+
+
+INIT = _init()
+STATUS = Parser("%dist_status", "Show every rank: device, memory, state.")
+SHUTDOWN = Parser("%dist_shutdown", "End the engines; names that live on the ranks are lost.")

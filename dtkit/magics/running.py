@@ -1,0 +1,115 @@
+"""The magics that run code on the ranks: a training cell, a script, any cell or expression."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ipykernel
+from IPython.core.error import UsageError
+from IPython.core.magic import line_cell_magic, line_magic, magics_class
+
+from dtkit._ranks import parse_ranks
+from dtkit.magics.arguments import usage_errors
+from dtkit.magics.base import DtkitMagics, say
+from dtkit.magics.cells import (
+    go_on_in_background,
+    run_on_ranks,
+    train_on_ranks,
+    with_header,
+)
+from dtkit.magics.lines import STOP, options_of, parse_train, recipe_of, split_dist
+from dtkit.waiting import drive, drive_async
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dtkit.run import Requests
+
+__all__ = ["DistCellMagics"]
+
+_SERVES_CLICKS_FROM = 7
+"""ipykernel's major version that serves clicks while a cell awaits."""
+
+
+@magics_class
+class DistCellMagics(DtkitMagics):
+    """Magics that run code on the ranks, and stop it."""
+
+    @line_cell_magic
+    @usage_errors
+    def dist_train(self, line: str, cell: str | None = None) -> None:
+        """Train the cell (or a script) on every rank, with a live dashboard."""
+        prepared = self._training(line, cell, can_click=False)
+        if prepared is not None:
+            drive(*prepared)
+
+    @line_cell_magic
+    @usage_errors
+    def dist(self, line: str, cell: str | None = None) -> None:
+        """Run the cell (or an expression) on all ranks, or on some."""
+        steps, requests = self._running(line, cell)
+        drive(steps, requests)
+
+    async def run_cell_async(self, name: str, line: str, cell: str) -> None:
+        """Run one of the cell magics without blocking the kernel; see `awaiting`."""
+        prepare = usage_errors(self._training if name == "dist_train" else self._running)
+        prepared = prepare(line, cell)
+        if prepared is not None:  # None: help was asked for, or it goes on in the background
+            await drive_async(*prepared)
+
+    @line_magic
+    @usage_errors
+    def dist_stop(self, line: str) -> None:
+        """Stop the run that is going on, at the next step boundary."""
+        STOP.parse(line)
+        self.session.stop()
+        say("stopping after the step")
+
+    def _training(
+        self, line: str, cell: str | None, *, can_click: bool = True
+    ) -> tuple[Iterator[None], Requests] | None:
+        args = parse_train(line, is_cell=cell is not None)
+        session = self.session
+        if cell is None:
+            code = _script_call(args.words)
+        elif not cell.strip():
+            msg = "%%dist_train: the cell is empty; write the training code under the magic's line"
+            raise UsageError(msg)
+        else:
+            code = with_header(f"%%dist_train {line}".rstrip(), cell)
+        steps, requests = train_on_ranks(
+            session,
+            code,
+            can_click=args.background or (can_click and _serves_clicks()),
+            recipe=recipe_of(args),
+            options=options_of(args),
+            name=args.name,
+            ranks=parse_ranks(args.ranks, session.world_size),
+        )
+        if not args.background:
+            return steps, requests
+        go_on_in_background(steps, requests)
+        return None
+
+    def _running(self, line: str, cell: str | None) -> tuple[Iterator[None], Requests]:
+        ranks_text, expression = split_dist(line, is_cell=cell is not None)
+        session = self.session
+        ranks = parse_ranks(ranks_text, session.world_size)
+        code = expression if cell is None else with_header(f"%%dist {line}".rstrip(), cell)
+        return run_on_ranks(session, code, ranks)
+
+
+def _serves_clicks() -> bool:
+    return int(ipykernel.__version__.split(".")[0]) >= _SERVES_CLICKS_FROM
+
+
+def _script_call(words: list[str]) -> str:
+    path = Path(words[0]).expanduser()
+    if not path.is_file():
+        msg = f"%dist_train {words[0]}: no such file; a cell of code wants two percent signs"
+        raise UsageError(msg)
+    run = "__import__('dtkit.engine.script', fromlist=['run']).run"
+    source = f"{run}({str(path.resolve())!r}, {words!r})"
+    return f"# %dist_train {shlex.join(words)}\n{source}"

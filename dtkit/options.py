@@ -1,0 +1,40 @@
+"""RunOptions: what a run is watched and guarded with; nothing here changes how it trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dtkit.errors import InvalidInputError
+
+__all__ = ["ON_NAN", "RunOptions"]
+
+ON_NAN = ("warn", "stop", "ignore")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """The options of a run that are not its recipe.
+
+    Attributes:
+        on_nan: what happens when a loss is not finite: `warn` (a note, once),
+            `stop` (the run fails there, with its state kept) or `ignore`.
+    """
+
+    on_nan: str = "warn"
+
+    def __post_init__(self) -> None:
+        if self.on_nan not in ON_NAN:
+            msg = f"--on-nan {self.on_nan}: choose one of {', '.join(ON_NAN)}"
+            raise InvalidInputError(msg)
+
+    def parts(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return what takes part in the run on each rank: `module:function` and its arguments.
+
+        The driver names engine code by string and never imports it; see
+        `dtkit.engine.parts`.
+        """
+        parts: list[tuple[str, dict[str, Any]]] = []
+        if self.on_nan != "ignore":
+            parts.append(("dtkit.engine.nan_guard:make", {"is_fatal": self.on_nan == "stop"}))
+        return parts
