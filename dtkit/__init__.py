@@ -8,8 +8,8 @@ In a notebook::
     %%dist_train
     ...  # an ordinary single-device training cell
 
-On the driver: `Session`, `current_session()`, `last_run` and the errors. On a
-rank: `log`. Everything is loaded on first use; importing dtkit loads neither
+On the driver: `Session`, `current_session()`, `last_run`, `runs()` and the
+errors. On a rank: `log`. Everything is loaded on first use; importing dtkit loads neither
 torch nor widgets.
 """
 
@@ -22,6 +22,7 @@ from dtkit.errors import DtkitError, InvalidInputError, RankError
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from dtkit.archive import runs
     from dtkit.engine.log import log
     from dtkit.run import Run
     from dtkit.session import Session, current_session
@@ -39,6 +40,7 @@ __all__ = [
     "last_run",
     "load_ipython_extension",
     "log",
+    "runs",
     "unload_ipython_extension",
 ]
 
@@ -46,6 +48,7 @@ _LAZY = {
     "Session": "dtkit.session",
     "current_session": "dtkit.session",
     "log": "dtkit.engine.log",
+    "runs": "dtkit.archive",
 }
 
 

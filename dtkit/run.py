@@ -7,10 +7,13 @@ import math
 import re
 import threading
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from dtkit.celloutput import CellOutput
-from dtkit.errors import InvalidInputError
+from dtkit.errors import DtkitError, InvalidInputError
 from dtkit.events import Note
 from dtkit.telemetry import RunState
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from dtkit.events import Event
     from dtkit.options import RunOptions
     from dtkit.recipe import Recipe
     from dtkit.telemetry import History, RunView
@@ -35,6 +39,7 @@ class Run:
         recipe: the flags that changed how it trained.
         options: the others.
         ranks: the ranks that took part.
+        environment: versions and devices that it ran with.
         cell: the cell's source.
         dir: folder with `run.json`, `cell.py` and one `rank-<R>.jsonl` of events per rank.
         error: what it failed with, else None.
@@ -49,20 +54,34 @@ class Run:
         recipe: Recipe,
         options: RunOptions,
         ranks: Sequence[int],
+        environment: dict[str, Any] | None = None,
+        start_unix_s: float | None = None,
     ) -> None:
         self.name = name
         self.cell = cell
         self.recipe = recipe
         self.options = options
         self.ranks = tuple(ranks)
+        self.environment = environment or {}
         self.dir = folder
         self.error: BaseException | None = None
-        self.start_unix_s = time.time()
+        self.start_unix_s = time.time() if start_unix_s is None else start_unix_s
         self._state = RunState(name, ranks, str(recipe), self.start_unix_s)
         self.output = CellOutput(ranks, self._state.handle)
         self.requests = Requests()
         self._final: dict[str, object] | None = None
         self._ended = threading.Event()
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Run:
+        """Read a run back from its folder, also one of an earlier kernel.
+
+        Raises:
+            InvalidInputError: the folder holds no run.
+        """
+        from dtkit.archive import load  # it makes runs, so it imports this module
+
+        return load(folder)
 
     @property
     def state(self) -> str:
@@ -116,6 +135,16 @@ class Run:
         """Note what the driver is doing to the run (running, pausing, paused, stopping)."""
         self._state.state = state
 
+    def replay(self, event: Event) -> None:
+        """Take an event that was read back from disk."""
+        self._state.handle(event)
+
+    def replay_end(self, state: str, error: str | None, end_unix_s: float) -> None:
+        """Close a run that was read back; nothing is written."""
+        self.error = DtkitError(error) if error else None
+        self._state.end(state, error, end_unix_s)
+        self._ended.set()
+
     def end(self, state: str, error: BaseException | None = None) -> None:
         """Close the run and write its last facts to its folder."""
         self.error = error
@@ -130,6 +159,8 @@ class Run:
             "name": self.name,
             "state": view.state,
             "recipe": self.recipe.to_dict(),
+            "options": asdict(self.options),
+            "environment": self.environment,
             "ranks": list(self.ranks),
             "start_unix_s": self.start_unix_s,
             "elapsed_s": view.elapsed_s,
@@ -137,6 +168,7 @@ class Run:
             "loss": None if math.isnan(view.loss) else view.loss,
             "notes": list(view.notes),
             "error": view.error,
+            "driver": _driver(),
         }
         temporary = self.dir / "run.json.tmp"
         temporary.write_text(json.dumps(facts, indent=2) + "\n")
@@ -187,6 +219,7 @@ def create_run(
     options: RunOptions,
     ranks: Sequence[int],
     name: str | None = None,
+    environment: dict[str, Any] | None = None,
 ) -> Run:
     """Create a run and its folder.
 
@@ -201,10 +234,19 @@ def create_run(
         raise InvalidInputError(msg)
     base = name or time.strftime("%Y%m%d-%H%M%S")
     folder = _new_folder(runs_dir, base)
-    run = Run(folder.name, cell, folder, recipe=recipe, options=options, ranks=ranks)
+    run = Run(
+        folder.name, cell, folder, recipe=recipe, options=options, ranks=ranks,
+        environment=environment,
+    )  # fmt: skip
     (folder / "cell.py").write_text(cell)
     run.write()
     return run
+
+
+def _driver() -> dict[str, Any]:
+    """Return who drives the run, so that another kernel can tell whether it goes on."""
+    process = psutil.Process()
+    return {"pid": process.pid, "start_unix_s": process.create_time()}
 
 
 def _new_folder(parent: Path, base: str) -> Path:

@@ -61,6 +61,7 @@ class Session(SessionCore):
             options=options or RunOptions(),
             ranks=chosen,
             name=name,
+            environment=self.environment(),
         )
         Registry.run = run
         return run, self._conductor.train(run)

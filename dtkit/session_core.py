@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -121,6 +122,18 @@ class SessionCore:
     def pids(self) -> list[int]:
         """Return the pids of all live processes of the session's cluster."""
         return self._cluster.pids()
+
+    def environment(self) -> dict[str, Any]:
+        """Return versions and devices, as they are written into every run's folder."""
+        facts = self.facts.get(0, {})
+        return {
+            "dtkit": version("dtkit"),
+            "ipyparallel": version("ipyparallel"),
+            **{name: facts[name] for name in ("torch", "python", "host") if name in facts},
+            "world_size": self.world_size,
+            "backend": self.backend,
+            "devices": sorted({fact["device_name"] for fact in self.facts.values()}),
+        }
 
     def __enter__(self) -> Self:
         return self

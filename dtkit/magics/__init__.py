@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from dtkit.magics.awaiting import AWAIT_NAME, rewrite
 from dtkit.magics.carrying import DistObjectMagics
+from dtkit.magics.looking import DistLookMagics
 from dtkit.magics.opening import DistMagics
 from dtkit.magics.running import DistCellMagics
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAGICS", "load", "unload"]
 
-MAGICS = (DistMagics, DistCellMagics, DistObjectMagics)
+MAGICS = (DistMagics, DistCellMagics, DistObjectMagics, DistLookMagics)
 
 
 def load(shell: InteractiveShell) -> None:

@@ -89,7 +89,7 @@ class RunState:
         with self._lock:
             self._apply(event)
 
-    def end(self, state: str, error: str | None = None) -> None:
+    def end(self, state: str, error: str | None = None, end_unix_s: float | None = None) -> None:
         """Close the run as finished, stopped or failed; nothing is merged after it."""
         with self._lock:
             for rank in self._ranks.values():
@@ -97,7 +97,7 @@ class RunState:
                     rank.state = state
             self._merge()
             self.state, self.error = state, error
-            self._end_unix_s = time.time()
+            self._end_unix_s = time.time() if end_unix_s is None else end_unix_s
 
     def set_rank_state(self, rank: int, state: str) -> None:
         """Record what the driver learnt about a rank, e.g. that it was lost."""

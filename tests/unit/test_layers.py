@@ -32,15 +32,18 @@ BASE = (
 VIEW = (
     "dtkit._axis",
     "dtkit._chart",
+    "dtkit._comparison",
     "dtkit._controls",
     "dtkit._guarded",
     "dtkit._render",
+    "dtkit._runstable",
     "dtkit._summary",
     "dtkit._terminal",
     "dtkit.dashboard",
 )
 MAY_VIEW = (*VIEW, "dtkit.telemetry", "numpy", *BASE)
 SESSION = (
+    "dtkit.archive",
     "dtkit.session",
     "dtkit.session_core",
     "dtkit.run",
@@ -56,7 +59,10 @@ MAY_SESSION = (
     "dtkit.cluster",
     "dtkit.telemetry",
     "dtkit.dashboard",
+    "dtkit._comparison",
+    "dtkit._runstable",
     "dtkit._summary",
+    "psutil",  # whether the kernel that drove a run is alive
     *BASE,
 )
 
@@ -69,9 +75,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "dtkit.telemetry": ("numpy", *BASE),
     "dtkit._axis": ("matplotlib", *MAY_VIEW),
     "dtkit._chart": ("matplotlib", "PIL", *MAY_VIEW),
+    "dtkit._comparison": ("matplotlib", *MAY_VIEW),
     "dtkit._controls": MAY_VIEW,
     "dtkit._guarded": MAY_VIEW,
     "dtkit._render": MAY_VIEW,
+    "dtkit._runstable": MAY_VIEW,
     "dtkit._summary": MAY_VIEW,
     "dtkit._terminal": MAY_VIEW,
     "dtkit.dashboard": ("ipywidgets", "IPython.display", "IPython.core.getipython", *MAY_VIEW),
@@ -80,6 +88,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(SESSION, MAY_SESSION),
     "dtkit.magics": (
         "dtkit._guarded",
+        "dtkit.archive",
         "dtkit.session",
         "dtkit.run",
         "dtkit.celloutput",
@@ -106,7 +115,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 
 # Allowed inside functions and for type checkers only, never when the module is imported.
 MAY_IMPORT_LAZILY: dict[str, tuple[str, ...]] = {
-    "dtkit": ("dtkit.session", "dtkit.run", "dtkit.magics", "dtkit.engine.log", "IPython"),
+    "dtkit": (
+        "dtkit.session",
+        "dtkit.run",
+        "dtkit.archive",
+        "dtkit.magics",
+        "dtkit.engine.log",
+        "IPython",
+    ),
     "dtkit.transfer": ("cloudpickle",),  # loads torch when the object that it reads has tensors
     "dtkit._text": ("dtkit.telemetry",),  # the types that it puts into words
     "dtkit.telemetry": ("pandas",),  # optional: History.to_pandas

@@ -19,6 +19,7 @@ NAMES = {
     "last_run",
     "load_ipython_extension",
     "log",
+    "runs",
     "unload_ipython_extension",
 }
 
@@ -34,6 +35,7 @@ SESSION = {
     "stop": "(self)",
     "reset_group": "(self)",
     "close": "(self)",
+    "environment": "(self)",
     "pids": "(self)",
     "ranks": "property",
     "world_size": "property",
@@ -41,9 +43,12 @@ SESSION = {
 }
 
 RUN = {
+    "load": "(folder)",
     "history": "property",
     "notes": "property",
     "note": "(self, text)",
+    "replay": "(self, event)",
+    "replay_end": "(self, state, error, end_unix_s)",
     "state": "property",
     "view": "(self)",
     "wait": "(self, *, timeout_s)",
@@ -60,6 +65,7 @@ TWINS = {
     "dist": Session.execute,
     "dist_pull": Session.pull,
     "dist_push": Session.push,
+    "dist_runs": dtkit.runs,
     "dist_status": Session.status,
     "dist_stop": Session.stop,
     "dist_shutdown": Session.close,

@@ -1,0 +1,235 @@
+"""Runs on disk: every run's folder read back, listed, compared, deleted.
+
+A folder tells all of a run: `run.json`, `cell.py` and one `rank-<R>.jsonl` of
+events per rank, which the ranks write themselves. So a run can be read back also
+if its kernel was killed, and while it goes on.
+"""
+
+from __future__ import annotations
+
+import difflib
+import heapq
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from dtkit.errors import InvalidInputError
+from dtkit.events import LogBatch, Note, RankEnded, StepBatch, decode
+from dtkit.options import RunOptions
+from dtkit.recipe import Recipe
+from dtkit.run import Run
+from dtkit.session import current_session, last_run
+from dtkit.values import RunFacts
+
+if TYPE_CHECKING:
+    from dtkit._comparison import Comparison
+    from dtkit.events import Event
+
+__all__ = ["Runs", "load", "read_facts", "runs"]
+
+_OVER = ("finished", "stopped", "failed")
+_CUT_SHORT = "the run has no end: its kernel or its engines were gone before it ended"
+
+
+class Runs(Mapping[str, Run]):
+    """The runs of a folder, the newest first: `runs()["first"]` reads one back.
+
+    Args:
+        folder: where each run has its folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __getitem__(self, name: str) -> Run:
+        return load(self._find(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return (facts.name for facts in self.facts())
+
+    def __len__(self) -> int:
+        return len(self.facts())
+
+    def facts(self) -> list[RunFacts]:
+        """Return what is known of each run without reading its events; the newest first."""
+        found = [read_facts(path.parent) for path in self.folder.glob("*/run.json")]
+        return sorted(found, key=lambda facts: (facts.start_unix_s, facts.name), reverse=True)
+
+    def delete(self, *names: str) -> None:
+        """Remove the folders of runs, with everything in them.
+
+        Raises:
+            InvalidInputError: there is no such run, or one goes on; nothing is removed then.
+        """
+        folders = [self._find(name) for name in names]
+        for folder in folders:
+            if _is_going_on(read_facts(folder)):
+                msg = f"run {folder.name!r} goes on: end it with %dist_stop, then delete it"
+                raise InvalidInputError(msg)
+        for folder in folders:
+            shutil.rmtree(folder)
+
+    def compare(self, *names: str) -> Comparison:
+        """Return runs side by side: their curves in one picture, and in what they differ.
+
+        Raises:
+            InvalidInputError: there is no such run.
+        """
+        from dtkit._comparison import Comparison  # draws: loads matplotlib when shown
+
+        found = [self._find(name) for name in dict.fromkeys(names)]
+        return Comparison([(read_facts(folder), load(folder).history) for folder in found])
+
+    def _find(self, name: str) -> Path:
+        names = [path.parent.name for path in self.folder.glob("*/run.json")]
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {close[0]}?" if close else "; %dist_runs lists them"
+            msg = f"no run {name!r} in {self.folder}{hint}"
+            raise InvalidInputError(msg)
+        return self.folder / name
+
+    def _repr_mimebundle_(self, **_kwargs: Any) -> dict[str, str]:
+        from dtkit._runstable import runs_bundle
+
+        return runs_bundle(str(self.folder), self.facts())
+
+    def __repr__(self) -> str:
+        return f"Runs({str(self.folder)!r}: {', '.join(self) or 'none'})"
+
+
+def runs(folder: str | Path | None = None) -> Runs:
+    """Return the runs on disk; they outlive their session and their kernel.
+
+    Args:
+        folder: where each run has its folder; None: the open session's, else `dtkit_runs`.
+    """
+    session = current_session()
+    if folder is None:
+        folder = session.runs_dir if session is not None else "dtkit_runs"
+    return Runs(Path(folder).expanduser())
+
+
+def read_facts(folder: Path) -> RunFacts:
+    """Return what a run's `run.json` says.
+
+    Raises:
+        InvalidInputError: the folder holds no run.
+    """
+    try:
+        facts = json.loads((folder / "run.json").read_text())
+    except (OSError, ValueError) as error:
+        msg = f"{folder} holds no run that can be read: {error}"
+        raise InvalidInputError(msg) from None
+    known = {f.name: facts[f.name] for f in fields(RunFacts) if f.name in facts}
+    known |= {"name": folder.name, "dir": folder}
+    known |= {name: tuple(known[name]) for name in ("ranks", "notes") if name in known}
+    return RunFacts(**known)
+
+
+def load(folder: str | Path) -> Run:
+    """Read a run back from its folder: its curve, its notes, its summary.
+
+    A run of this kernel that goes on, or was the last one, is returned itself.
+
+    Raises:
+        InvalidInputError: the folder holds no run.
+    """
+    folder = Path(folder).resolve()
+    live = last_run()
+    if live is not None and live.dir == folder:
+        return live
+    facts = read_facts(folder)
+    run = Run(
+        facts.name,
+        _text(folder / "cell.py"),
+        folder,
+        recipe=Recipe(**_known(Recipe, facts.recipe)),
+        options=RunOptions(**_known(RunOptions, facts.options)),
+        ranks=facts.ranks,
+        environment=facts.environment,
+        start_unix_s=facts.start_unix_s,
+    )
+    ended: dict[int, str] = {}
+    last_s = facts.elapsed_s
+    for time_s, event in _events(folder, facts.ranks):
+        run.replay(event)
+        last_s = max(last_s, time_s)
+        if isinstance(event, RankEnded):
+            ended[event.rank] = event.state
+    for note in facts.notes:
+        run.replay(Note(facts.ranks[0], note))
+    if not _is_going_on(facts):
+        state, error = _ending(facts, ended)
+        run.replay_end(state, error, facts.start_unix_s + last_s)
+    return run
+
+
+def _is_going_on(facts: RunFacts) -> bool:
+    """Return whether the run is not over and the kernel that drives it is alive."""
+    if facts.state in _OVER:
+        return False
+    try:
+        process = psutil.Process(facts.driver["pid"])
+        return abs(process.create_time() - float(facts.driver["start_unix_s"])) < 1.0
+    except (KeyError, TypeError, ValueError, psutil.Error):
+        return False
+
+
+def _ending(facts: RunFacts, ended: dict[int, str]) -> tuple[str, str | None]:
+    """Return how a run ended: as its kernel wrote it, else as its ranks did."""
+    if facts.state in _OVER:
+        return facts.state, facts.error
+    states = set(ended.values())
+    if len(ended) < len(facts.ranks):
+        return "failed", _CUT_SHORT
+    return next(s for s in ("failed", "stopped", "finished") if s in states), facts.error
+
+
+def _events(folder: Path, ranks: tuple[int, ...]) -> Iterator[tuple[float, Event]]:
+    """Yield the events of all ranks, with their time, in the order of time.
+
+    As they once came: steps are merged while all ranks are near each other.
+    """
+    streams = [_events_of(folder / f"rank-{rank}.jsonl") for rank in ranks]
+    yield from heapq.merge(*streams, key=lambda found: found[0])
+
+
+def _events_of(path: Path) -> Iterator[tuple[float, Event]]:
+    now_s = 0.0
+    try:
+        with path.open("rb") as lines:
+            for line in lines:
+                try:
+                    event = decode(line)
+                except (ValueError, KeyError):
+                    continue  # cut short by a kill, or of another version
+                now_s = max(now_s, _time_s(event))
+                yield now_s, event
+    except FileNotFoundError:  # the rank never began
+        return
+
+
+def _time_s(event: Event) -> float:
+    if isinstance(event, StepBatch):
+        return max(event.columns["time_s"], default=0.0)
+    if isinstance(event, LogBatch):
+        return max(event.time_s, default=0.0)
+    return event.time_s if isinstance(event, RankEnded) else 0.0
+
+
+def _known(cls: type[Recipe | RunOptions], values: dict[str, Any]) -> dict[str, Any]:
+    """Return what this version knows of values that another may have written."""
+    return {f.name: values[f.name] for f in fields(cls) if f.name in values}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,62 @@
+"""The magics that look at runs: the list of them, two side by side."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.error import UsageError
+from IPython.core.magic import line_magic, magics_class
+
+from dtkit.archive import runs
+from dtkit.magics.arguments import Parser, usage_errors
+from dtkit.magics.base import DtkitMagics, say
+from dtkit.session import current_session
+
+if TYPE_CHECKING:
+    from dtkit.archive import Runs
+
+__all__ = ["DistLookMagics"]
+
+
+@magics_class
+class DistLookMagics(DtkitMagics):
+    """Magics that show what runs left behind; none of them needs engines."""
+
+    @line_magic
+    @usage_errors
+    def dist_runs(self, line: str) -> Any:  # Any: what is shown
+        """List the runs on disk, read one back, compare several, or delete some."""
+        args = RUNS.parse(line)
+        found = self._runs(args.dir)
+        if args.delete:
+            if not args.names:
+                msg = "%dist_runs --delete: name the runs to delete"
+                raise UsageError(msg)
+            found.delete(*args.names)
+            say(f"deleted: {', '.join(args.names)}")
+            return None
+        if not args.names:
+            return found
+        return found[args.names[0]] if len(args.names) == 1 else found.compare(*args.names)
+
+    def _runs(self, folder: str | None) -> Runs:
+        """Return the runs of a folder: the named, the session's, or the configured one."""
+        if folder is None and current_session() is None:
+            shell: Any = self.shell
+            made = shell.magics_manager.registry.get("DistMagics")
+            folder = made.runs_dir if made is not None else None
+        return runs(folder)
+
+
+def _runs_parser() -> Parser:
+    parser = Parser(
+        "%dist_runs",
+        "List the runs on disk (none named), read one back (a Run), or compare several.",
+    )
+    parser.add_argument("names", nargs="*", metavar="RUN")
+    parser.add_argument("--delete", action="store_true", help="remove the named runs' folders")
+    parser.add_argument("--dir", metavar="DIR", help="folder of the runs (default: dtkit_runs)")
+    return parser
+
+
+RUNS = _runs_parser()
