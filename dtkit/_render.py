@@ -23,7 +23,6 @@ from dtkit._text import (
     format_progress,
     format_rate,
     format_size,
-    mean_rate,
     nonfinite_since,
     peak_rank,
     rate_per_rank,
@@ -230,7 +229,7 @@ def _tiles(view: RunView) -> tuple[tuple[str, str, str], ...]:
     compute = 1 - view.data_share - view.comm_share
     return (
         ("loss", format_loss(view.loss), _loss_reading(view)),
-        ("samples/s", format_rate(mean_rate(view)), rate_per_rank(view)),
+        ("samples/s", format_rate(view.samples_per_s), rate_per_rank(view)),
         ("step", f"{format_ms(view.step_ms)} ms", f"{format_percent(compute)} compute"),
         ("data wait", format_percent(view.data_share), f"{format_ms(data)} ms of a step"),
         ("comm", format_percent(view.comm_share), f"{format_ms(comm)} ms of a step"),

@@ -27,7 +27,6 @@ __all__ = [
     "format_rate",
     "format_size",
     "format_time",
-    "mean_rate",
     "nonfinite_since",
     "peak_rank",
     "rate_per_rank",
@@ -126,16 +125,9 @@ def format_metrics(view: RunView) -> str:
     return " · ".join([*rate, *(f"{k} {format_loss(v)}" for k, v in view.metrics.items())])
 
 
-def mean_rate(view: RunView) -> float:
-    """Return samples/s: of the last seconds while the run goes on, of all of it at its end."""
-    known = [r for r in view.rate.tolist() if math.isfinite(r) and r > 0]
-    # Each point stands for about as many samples as any other: hence the harmonic mean.
-    return statistics.harmonic_mean(known) if known and view.state in OVER else view.samples_per_s
-
-
 def rate_per_rank(view: RunView) -> str:
     """Return "1,264 per rank"; empty when there is one rank or no rate."""
-    rate = mean_rate(view)
+    rate = view.samples_per_s
     if math.isnan(rate) or len(view.ranks) == 1:
         return ""
     return f"{format_rate(rate / len(view.ranks))} per rank"
@@ -201,7 +193,7 @@ def text_line(view: RunView) -> str:
         f"{GLYPHS.get(view.state, '●')} {view.state}",
         format_progress(view),
         f"loss {format_loss(view.loss)}",
-        f"{format_rate(mean_rate(view))} samples/s",
+        f"{format_rate(view.samples_per_s)} samples/s",
         f"comm {format_percent(view.comm_share)}",
     ]
     since = nonfinite_since(view)
@@ -223,7 +215,7 @@ def summary_text(
     about = "  ".join(part for part in (view.name, view.recipe) if part)
     numbers = (
         f"loss {format_loss(view.loss)} (best {format_loss(view.best_loss)})",
-        f"{format_rate(mean_rate(view))} samples/s",
+        f"{format_rate(view.samples_per_s)} samples/s",
         f"step {format_ms(view.step_ms)} ms",
         f"data wait {format_percent(view.data_share)}",
         f"comm {format_percent(view.comm_share)}",

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Registry", "SessionCore"]
 
-# The compiler last: an optimizer's first step loads it, two seconds that a first
-# run would otherwise spend before its first point is drawn.
-_PRELOAD = ("torch", "torch.distributed", "torch.utils.data", "dtkit.engine.run", "torch._dynamo")
+_PRELOAD = ("torch", "torch.distributed", "torch.utils.data", "dtkit.engine.run")
+"""Loaded by the engines while they start."""
+_LOAD_WHEN_IDLE = ("sympy", "torch.fx.experimental.symbolic_shapes", "torch._dynamo")
+"""Loaded by them afterwards: an optimizer's first step loads the compiler, two seconds that a
+first run would otherwise spend before its first point is drawn."""
 
 
 class Registry:
@@ -92,6 +94,7 @@ class SessionCore:
         try:
             on_stage("importing torch and joining the process group")
             session.facts = session._group.build()
+            session._engines.call("dtkit.engine.preload:begin", (_LOAD_WHEN_IDLE,))
         except BaseException:
             session.close()
             raise

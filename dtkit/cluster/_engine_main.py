@@ -7,8 +7,13 @@ a thread does it while the main thread connects and registers.
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import threading
+import time
+
+_FILE_TIMEOUT_S = 10.0
+_FILE_POLL_S = 0.005
 
 
 class _NoShellThread:
@@ -44,13 +49,35 @@ def _let_cells_await() -> None:
     app.Kernel = EngineKernel
 
 
+def _engine_class() -> type:
+    """Return ipyparallel's engine, but one that waits until its connection file is whole.
+
+    The controller writes the file in place. ipyparallel 9.2 waits until it
+    exists, and an engine that comes a moment later reads half of it and ends.
+    """
+    from ipyparallel.engine import app
+
+    class Engine(app.IPEngine):  # type: ignore[misc]  # ipyparallel is untyped
+        def load_connection_file(self) -> None:
+            deadline = time.monotonic() + _FILE_TIMEOUT_S
+            while True:
+                try:
+                    super().load_connection_file()
+                except json.JSONDecodeError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(_FILE_POLL_S)
+                else:
+                    return
+
+    return Engine
+
+
 def main() -> None:
     """Run the engine until it is told to stop."""
     threading.Thread(target=_preload, name="dtkit-preload", daemon=True).start()
     _let_cells_await()
-    from ipyparallel.engine.app import main as run_engine
-
-    run_engine()
+    _engine_class().launch_instance()  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

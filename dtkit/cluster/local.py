@@ -35,9 +35,9 @@ _LOG_LINES = 20
 
 _CONTROLLER_ARGS = [
     # Engines are registered only after two heartbeats: 3 s each by default.
-    "--HeartMonitor.period=500",
+    "--HeartMonitor.period=100",
     # 30 s without a beat, as by default (10 beats of 3 s).
-    "--HeartMonitor.max_heartmonitor_misses=60",
+    "--HeartMonitor.max_heartmonitor_misses=300",
 ]
 
 
@@ -160,8 +160,7 @@ class LocalCluster:
         return engines
 
     def _check_alive(self, deadline: float) -> None:
-        launchers = self._cluster.engine_set.launchers
-        gone = [slot.engine for slot in self.slots if str(slot.engine) not in launchers]
+        gone = [slot.engine for slot in self.slots if not self._is_running(slot.engine)]
         if not gone and time.monotonic() < deadline:
             return
         what = f"engine {gone[0]} ended" if gone else f"no answer in {START_TIMEOUT_S:.0f} s"
@@ -169,6 +168,11 @@ class LocalCluster:
             gone[0] if gone else 0
         )
         raise StartError(msg)
+
+    def _is_running(self, engine: int) -> bool:
+        launcher = self._cluster.engine_set.launchers.get(str(engine))
+        # Not the launcher's own state, which it notes in an event loop that we do not run.
+        return launcher is not None and bool(launcher.process.is_running())
 
     def _remember_processes(self) -> None:
         known = {p.pid for p in self._processes}

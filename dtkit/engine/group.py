@@ -194,7 +194,7 @@ def _facts(group: Group) -> dict[str, Any]:
         "host": platform.node(),
         "device": str(group.device),
         "device_name": torch.cuda.get_device_name(group.device) if is_cuda else _cpu_name(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a class of torch's own, which the driver would load
         "python": platform.python_version(),
         "num_threads": torch.get_num_threads(),
     }

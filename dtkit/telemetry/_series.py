@@ -23,6 +23,7 @@ __all__ = ["WINDOW", "RankSeries", "Rows", "Smoother", "binned", "decimate", "la
 WINDOW = 8192
 """Steps kept per rank; a rank may fall this far behind before its row is merged without it."""
 _RECENT_STEPS = 50
+_RATE_STEPS = 16
 _ROW = ("step", "time_s", "loss", "smooth", "samples", "step_ms", "data_ms", "comm_ms", "lr",
         "rate_low", "rate_high")  # fmt: skip
 
@@ -134,15 +135,23 @@ def decimate(num: int) -> NDArray[np.int64]:
 
 
 def binned(rows: Rows, num_bins: int) -> tuple[Floats, Floats, Floats, Floats]:
-    """Return step, rate, low and high per bin: samples over time, so that bins weigh rightly."""
+    """Return step, samples/s, and that of the slowest and the fastest rank, at most per bin.
+
+    Samples over time, of a bin's steps or of the last `_RATE_STEPS` where it has
+    fewer: an epoch's last batch is small, and not a slow step.
+    """
     if not rows.num or not np.nansum(rows["samples"]):
         return (np.empty(0),) * 4
-    edges = np.unique(np.linspace(0, rows.num, min(rows.num, num_bins) + 1).astype(np.int64))[:-1]
-    samples = np.add.reduceat(np.nan_to_num(rows["samples"]), edges)
-    ms = np.add.reduceat(np.nan_to_num(rows["step_ms"]), edges)
-    count = np.diff(np.append(edges, rows.num))
+    ends = np.unique(np.linspace(0, rows.num, min(rows.num, num_bins) + 1).astype(np.int64))[1:]
+    starts = np.maximum(np.minimum(ends - _RATE_STEPS, np.append(0, ends[:-1])), 0)
+    ms = rows["step_ms"]
+
+    def total(values: Floats) -> Floats:
+        sums = np.append(0.0, np.cumsum(np.nan_to_num(values)))
+        within: Floats = sums[ends] - sums[starts]
+        return within
+
     with np.errstate(invalid="ignore", divide="ignore"):
-        rate = np.where(ms > 0, 1000.0 * samples / ms, np.nan)
-    low = np.add.reduceat(np.nan_to_num(rows["rate_low"]), edges) / count
-    high = np.add.reduceat(np.nan_to_num(rows["rate_high"]), edges) / count
-    return rows["step"][edges], rate, np.minimum(low, rate), np.maximum(high, rate)
+        rate = 1000.0 * total(rows["samples"]) / total(ms)
+        low, high = (total(rows[name] * ms) / total(ms) for name in ("rate_low", "rate_high"))
+    return rows["step"][ends - 1], rate, np.minimum(low, rate), np.maximum(high, rate)

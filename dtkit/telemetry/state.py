@@ -181,7 +181,12 @@ class RunState:
         while self._arrivals[1][0] < now_s - _RECENT_S:
             self._arrivals.popleft()
 
-    def _recent_rate(self) -> float:
+    def _rate(self) -> float:
+        """Return samples/s of the last seconds, and of the whole run once it has ended."""
+        if self._end_unix_s:
+            return rate_of(
+                float(np.nansum(self._rows["samples"])), float(np.nansum(self._rows["step_ms"]))
+            )
         if not self._arrivals:
             return math.nan
         (t0, n0), (t1, n1) = self._arrivals[0], self._arrivals[-1]
@@ -204,7 +209,7 @@ class RunState:
             total_steps=self._total_steps,
             loss=last(rows["smooth"]),
             best_loss=self._best_loss if math.isfinite(self._best_loss) else math.nan,
-            samples_per_s=self._recent_rate(),
+            samples_per_s=self._rate(),
             step_ms=step_ms,
             data_share=share(rows["data_ms"][tail], rows["step_ms"][tail]),
             comm_share=share(rows["comm_ms"][tail], rows["step_ms"][tail]),

@@ -63,7 +63,7 @@ class RunView:
     best_loss: float
     """Lowest smoothed loss so far."""
     samples_per_s: float
-    """Over all ranks, over the last two seconds."""
+    """Over all ranks: in the last two seconds, and in the whole run once it has ended."""
     step_ms: float
     data_share: float
     """Part of the step spent waiting for data, 0 to 1, mean over ranks."""

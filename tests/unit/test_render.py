@@ -232,13 +232,6 @@ def test_a_loss_that_stays_nonfinite_is_said(num_lost: int, since: int | None) -
     assert ("✖ loss not finite since step 198" in _text.text_line(view)) == (since is not None)
 
 
-def test_at_its_end_a_run_shows_the_rate_of_all_of_it() -> None:
-    rate = np.array([1000.0, 3000.0, math.nan, 0.0])
-    assert _text.mean_rate(make_view(rate=rate, state="finished")) == pytest.approx(1500.0)
-    assert _text.mean_rate(make_view(rate=rate)) == 5055.0
-    assert math.isnan(_text.mean_rate(make_empty_view()))
-
-
 @pytest.mark.parametrize("num_ranks", [1, 2, 8])
 def test_few_ranks_have_a_row_each(num_ranks: int) -> None:
     rows = rows_of(_render.ranks_table(make_view(num_ranks)))

@@ -47,6 +47,28 @@ def test_the_loss_is_weighted_by_samples() -> None:
     assert history["samples_per_s"][0] == pytest.approx(40 / 0.010)
 
 
+def test_at_its_end_a_run_shows_the_rate_of_all_of_it() -> None:
+    state = started(1)
+    state.handle(steps(0, 1, 14, samples=128.0))
+    state.handle(steps(0, 15, 15, samples=5.0))
+    whole = (14 * 128 + 5) / 0.150
+    state.end("finished")
+    assert state.view().samples_per_s == pytest.approx(whole)
+
+
+def test_an_epochs_small_last_batch_is_no_slump_of_the_rate() -> None:
+    state = started(2)
+    for first in range(1, 150, 15):
+        for rank in range(2):
+            state.handle(steps(rank, first, first + 13, samples=64.0))
+            state.handle(steps(rank, first + 14, first + 14, samples=2.0))
+    view = state.view()
+    usual = view.rate[20:]
+    assert usual.min() > 0.8 * usual.max()
+    assert (view.rate_low <= view.rate).all()
+    assert (view.rate <= view.rate_high).all()
+
+
 def test_a_rank_without_samples_does_not_count() -> None:
     state = started(2)
     state.handle(steps(0, 1, 1, loss=1.0, samples=1.0))

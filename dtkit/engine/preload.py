@@ -1,0 +1,40 @@
+"""Loading modules that will be needed soon, while this engine has nothing to do.
+
+On the main thread: a thread of its own would meet a cell that imports the same
+package half way, and Python then hands one of them half a module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+from typing import TYPE_CHECKING
+
+from dtkit.engine.agent import agent
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["begin"]
+
+_DELAY_S = 0.5
+"""A cell that comes right after the start, as in "Run all cells", goes first."""
+
+
+def begin(modules: Sequence[str]) -> None:
+    """Import the modules one by one; a cell that comes meanwhile waits for one of them at most."""
+    loop = asyncio.get_running_loop()
+    waiting = list(modules)
+
+    def load_next() -> None:
+        if not agent().is_busy:
+            name = waiting.pop(0)
+            try:
+                importlib.import_module(name)
+            except Exception:  # whoever needs it will say so
+                logging.getLogger("dtkit").exception("%s cannot be loaded", name)
+        if waiting:
+            loop.call_later(_DELAY_S if agent().is_busy else 0.0, load_next)
+
+    loop.call_later(_DELAY_S, load_next)
