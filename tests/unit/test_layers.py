@@ -44,6 +44,7 @@ VIEW = (
 MAY_VIEW = (*VIEW, "dtkit.telemetry", "numpy", *BASE)
 SESSION = (
     "dtkit.archive",
+    "dtkit.companions",
     "dtkit.session",
     "dtkit.session_core",
     "dtkit.run",
@@ -59,6 +60,7 @@ MAY_SESSION = (
     "dtkit.cluster",
     "dtkit.telemetry",
     "dtkit.dashboard",
+    "dtkit.tensorboard",
     "dtkit._comparison",
     "dtkit._runstable",
     "dtkit._summary",
@@ -73,6 +75,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "dtkit": BASE,
     **dict.fromkeys(BASE, BASE),
     "dtkit.telemetry": ("numpy", *BASE),
+    "dtkit.tensorboard": ("tensorboard", "dtkit.telemetry", "numpy", *BASE),
     "dtkit._axis": ("matplotlib", *MAY_VIEW),
     "dtkit._chart": ("matplotlib", "PIL", *MAY_VIEW),
     "dtkit._comparison": ("matplotlib", *MAY_VIEW),
@@ -92,6 +95,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "dtkit.session",
         "dtkit.run",
         "dtkit.celloutput",
+        "dtkit.tensorboard",
         "dtkit.waiting",
         "dtkit.dashboard",
         "dtkit._render",
