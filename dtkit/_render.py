@@ -22,6 +22,7 @@ from dtkit._text import (
     format_percent,
     format_progress,
     format_rate,
+    format_sent,
     format_size,
     nonfinite_since,
     peak_rank,
@@ -232,7 +233,11 @@ def _tiles(view: RunView) -> tuple[tuple[str, str, str], ...]:
         ("samples/s", format_rate(view.samples_per_s), rate_per_rank(view)),
         ("step", f"{format_ms(view.step_ms)} ms", f"{format_percent(compute)} compute"),
         ("data wait", format_percent(view.data_share), f"{format_ms(data)} ms of a step"),
-        ("comm", format_percent(view.comm_share), f"{format_ms(comm)} ms of a step"),
+        (
+            "comm",
+            format_percent(view.comm_share),
+            format_sent(view) or f"{format_ms(comm)} ms of a step",
+        ),
         ("peak memory", format_size(view.peak_gib), peak_rank(view)),
     )
 

@@ -25,6 +25,7 @@ __all__ = [
     "format_percent",
     "format_progress",
     "format_rate",
+    "format_sent",
     "format_size",
     "format_time",
     "nonfinite_since",
@@ -98,6 +99,24 @@ def format_size(gib: float) -> str:
     if not math.isfinite(gib):
         return _nonfinite(gib)
     return f"{gib:.1f} GiB" if gib >= 1 else f"{1024 * gib:.0f} MiB"
+
+
+def format_sent(view: RunView) -> str:
+    """Return what a rank sends in a step, and of how much if it is compressed; "" if unknown."""
+    if math.isnan(view.sent_bytes):
+        return ""
+    sent = _format_bytes(view.sent_bytes)
+    if view.sent_bytes >= view.raw_bytes:
+        return f"{sent} sent"
+    return f"{sent} sent for {_format_bytes(view.raw_bytes)}"
+
+
+def _format_bytes(num_bytes: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if num_bytes < 999.5:  # noqa: PLR2004  three digits
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} GB"
 
 
 def format_time(seconds: float) -> str:
@@ -218,7 +237,7 @@ def summary_text(
         f"{format_rate(view.samples_per_s)} samples/s",
         f"step {format_ms(view.step_ms)} ms",
         f"data wait {format_percent(view.data_share)}",
-        f"comm {format_percent(view.comm_share)}",
+        ", ".join(filter(None, (f"comm {format_percent(view.comm_share)}", format_sent(view)))),
         f"peak memory {format_size(view.peak_gib)}",
     )
     lines = [f"{GLYPHS.get(view.state, '●')} {view.state}  {format_progress(view)}  {about}"]

@@ -31,7 +31,10 @@ __all__ = [
     "encode",
 ]
 
-STEP_COLUMNS = ("step", "time_s", "loss", "samples", "step_ms", "data_ms", "comm_ms", "lr")
+STEP_COLUMNS = (
+    "step", "time_s", "loss", "samples", "step_ms", "data_ms", "comm_ms", "lr",
+    "sent_bytes", "raw_bytes",
+)  # fmt: skip
 """Columns of `StepBatch`, one entry per optimizer step.
 
 step: index of the step in this run, from 1.
@@ -41,6 +44,8 @@ samples: samples this rank contributed to the step (0: unknown).
 step_ms: wall time of the step. data_ms: of it, waiting for a DataLoader.
 comm_ms: of it, waiting for gradients of other ranks (exposed communication).
 lr: learning rate of the first parameter group.
+sent_bytes: what this rank sent to average gradients. raw_bytes: what it would have sent without
+compression. Both are NaN where the cell averages by itself.
 """
 
 

@@ -7,10 +7,9 @@ from typing import Any
 
 from dtkit.errors import InvalidInputError
 
-__all__ = ["ON_NAN", "WRITERS", "RunOptions"]
+__all__ = ["ON_NAN", "RunOptions"]
 
 ON_NAN = ("warn", "stop", "ignore")
-WRITERS = ("first", "all")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,21 +19,13 @@ class RunOptions:
     Attributes:
         on_nan: what happens when a loss is not finite: `warn` (a note, once),
             `stop` (the run fails there, with its state kept) or `ignore`.
-        tensorboard: where the run is written for TensorBoard, in a folder of its
-            name; "" means its own folder, None not at all.
-        writers: whose `SummaryWriter` writes, the `first` rank's or those of `all`.
     """
 
     on_nan: str = "warn"
-    tensorboard: str | None = None
-    writers: str = "first"
 
     def __post_init__(self) -> None:
         if self.on_nan not in ON_NAN:
             msg = f"--on-nan {self.on_nan}: choose one of {', '.join(ON_NAN)}"
-            raise InvalidInputError(msg)
-        if self.writers not in WRITERS:
-            msg = f"--writers {self.writers}: choose one of {', '.join(WRITERS)}"
             raise InvalidInputError(msg)
 
     def parts(self) -> list[tuple[str, dict[str, Any]]]:
@@ -46,8 +37,4 @@ class RunOptions:
         parts: list[tuple[str, dict[str, Any]]] = []
         if self.on_nan != "ignore":
             parts.append(("dtkit.engine.nan_guard:make", {"is_fatal": self.on_nan == "stop"}))
-        if self.writers == "first":
-            parts.append(("dtkit.engine.writers:make", {}))
-        if self.tensorboard is not None:
-            parts.append(("dtkit.engine.grad_norm:make", {}))
         return parts

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dtkit.compression import Compression
 from dtkit.errors import InvalidInputError
 
 __all__ = ["Recipe"]
@@ -20,18 +21,27 @@ class Recipe:
         manual: leave the cell alone; it distributes itself.
         batch: what a written batch size means: `rank`, of each rank, or `global`,
             of all ranks together (then N ranks give the loss curve of one).
+        compress: how gradients travel between ranks, as `Compression.parse` reads it.
     """
 
     manual: bool = False
     batch: str = "rank"
+    compress: str = "none"
 
     def __post_init__(self) -> None:
+        Compression.parse(self.compress)
         if self.batch not in _BATCH:
             msg = f"--batch {self.batch}: choose one of {', '.join(_BATCH)}"
             raise InvalidInputError(msg)
         if self.manual and self.batch == "global":
             msg = (
                 "--batch global divides the cell's DataLoaders, --manual leaves them alone: use one"
+            )
+            raise InvalidInputError(msg)
+        if self.manual and self.compress != "none":
+            msg = (
+                f"--compress {self.compress} changes how gradients are averaged, --manual leaves "
+                "that to the cell: leave --manual out; a cell's own DDP is found and compressed"
             )
             raise InvalidInputError(msg)
 
@@ -41,6 +51,8 @@ class Recipe:
             flags.append("--manual")
         if self.batch != "rank":
             flags.append(f"--batch {self.batch}")
+        if self.compress != "none":
+            flags.append(f"--compress {self.compress}")
         return " ".join(flags)
 
     def to_dict(self) -> dict[str, Any]:

@@ -8,24 +8,23 @@ import re
 import threading
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from dtkit.celloutput import CellOutput
-from dtkit.companions import accompany
 from dtkit.errors import DtkitError, InvalidInputError
 from dtkit.events import Note
 from dtkit.telemetry import RunState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
+    from pathlib import Path
 
     from dtkit.events import Event
     from dtkit.options import RunOptions
     from dtkit.recipe import Recipe
-    from dtkit.telemetry import History, News, RunView
+    from dtkit.telemetry import History, RunView
 
 __all__ = ["Run", "create_run"]
 
@@ -72,7 +71,6 @@ class Run:
         self.requests = Requests()
         self._final: dict[str, object] | None = None
         self._ended = threading.Event()
-        self._at_end: list[Callable[[Run], None]] = []
 
     @classmethod
     def load(cls, folder: str | Path) -> Run:
@@ -90,11 +88,6 @@ class Run:
         """One of running, finished, stopped and failed."""
         state = self._state.view().state
         return state if state in ("finished", "stopped", "failed") else "running"
-
-    @property
-    def end_unix_s(self) -> float:
-        """When it ended, seconds since the epoch; of a run that goes on, now."""
-        return self.start_unix_s + self._state.view().elapsed_s
 
     @property
     def history(self) -> History:
@@ -134,26 +127,6 @@ class Run:
         """Ask every rank to pause after its current step, or to go on."""
         self.requests.pause(is_paused)
 
-    def news(self, first_row: int, low: int, high: int | None) -> News:
-        """Return what is new for one that follows the run; see `RunState.news`."""
-        return self._state.news(first_row, low, high)
-
-    def at_end(self, follow: Callable[[Run], None]) -> None:
-        """Call `follow` with the run when it ends, before its last facts are written."""
-        self._at_end.append(follow)
-
-    def write_tensorboard(self, folder: str | Path | None = None) -> Path:
-        """Write the run as TensorBoard's event files, also one that was read back.
-
-        Args:
-            folder: gets them; None: `tensorboard` in the run's own folder.
-        """
-        from dtkit.companions import tensorboard_writer  # loads TensorBoard
-
-        target = self.dir / "tensorboard" if folder is None else Path(folder)
-        tensorboard_writer(self, target).close(self.state, self.end_unix_s)
-        return target
-
     def note(self, text: str) -> None:
         """Add a line to what the summary says was done or left alone."""
         self._state.handle(Note(self.ranks[0], text))
@@ -176,11 +149,6 @@ class Run:
         """Close the run and write its last facts to its folder."""
         self.error = error
         self._state.end(state, str(error) if error else None)
-        for follow in self._at_end:
-            try:
-                follow(self)
-            except Exception as failure:  # noqa: BLE001  the run has ended all the same: it is told
-                self.note(f"{failure} ({type(failure).__name__})")
         self.write()
         self._ended.set()
 
@@ -272,7 +240,6 @@ def create_run(
     )  # fmt: skip
     (folder / "cell.py").write_text(cell)
     run.write()
-    accompany(run)
     return run
 
 

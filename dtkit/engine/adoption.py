@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     import torch
-    import torch.distributed as dist
     from torch.optim import Optimizer
+
+    from dtkit.engine.reduce import Wire
 
 __all__ = ["Adoption"]
 
@@ -62,20 +63,19 @@ class Adoption:
         num_left_alone: how many were left to those who distribute them.
 
     Args:
-        group: the ranks.
+        wire: the ranks, and how gradients travel between them.
         passes: the backward passes of the cell.
         note: takes a line for the user.
     """
 
-    def __init__(
-        self, group: dist.ProcessGroup, passes: Passes, note: Callable[[str], None]
-    ) -> None:
+    def __init__(self, wire: Wire, passes: Passes, note: Callable[[str], None]) -> None:
         self.passes = passes
         self.models: list[torch.nn.Module] = []
         self.num_models = 0
         self.num_averaged = 0
         self.num_left_alone = 0
-        self._group = group
+        self._wire = wire
+        self._group = wire.group
         self._note = note
         self._adopted: WeakKeyDictionary[Optimizer, _Adopted] = WeakKeyDictionary()
         self._synchronizers: WeakSet[GradSynchronizer] = WeakSet()
@@ -96,6 +96,8 @@ class Adoption:
         """Take over an optimizer's parameters, unless somebody distributes them already."""
         if optimizer not in self._adopted:
             self._adopted[optimizer] = _Adopted()
+            if self._wire.momentum is not None:
+                self._wire.momentum.made(optimizer)
             self._take(optimizer)
             self._unused.append(optimizer)
 
@@ -206,7 +208,7 @@ class Adoption:
         own, models = {id(p) for p in params}, entry.models
         synchronizer = GradSynchronizer(
             params,
-            self._group,
+            self._wire,
             self.passes,
             sparse=[p for p in sparse_parameters(models) if id(p) in own],
             tensors=lambda: running_statistics(models),

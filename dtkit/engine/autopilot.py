@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from torch.utils.data import DataLoader
 
+    from dtkit.engine.reduce import Wire
+
 __all__ = ["Autopilot"]
 
 # Any, below: losses, closures and patched functions are the user's or torch's own.
@@ -39,7 +41,7 @@ class Autopilot:
     """Distributes an unedited single-device cell over a group of ranks.
 
     Args:
-        group: the ranks; two or more.
+        wire: the ranks, two or more, and how gradients travel between them.
         is_global_batch: whether a written batch size is that of all ranks together.
         note: takes a line for the user.
         on_wait: called with the seconds spent waiting for other ranks' gradients.
@@ -47,19 +49,20 @@ class Autopilot:
 
     def __init__(
         self,
-        group: dist.ProcessGroup,
+        wire: Wire,
         *,
         is_global_batch: bool,
         note: Callable[[str], None],
         on_wait: Callable[[float], None],
     ) -> None:
-        self._group = group
+        self._wire = wire
+        self._group = group = wire.group
         self._rank = dist.get_rank(group)
         self._world_size = dist.get_world_size(group)
         self._is_global_batch = is_global_batch
         self._note = note
         self._passes = Passes(on_wait)
-        self._adoption = Adoption(group, self._passes, note)
+        self._adoption = Adoption(wire, self._passes, note)
         self._loaders = ShardedLoaders(group, is_global=is_global_batch)
         self._is_users = False
         """Whether the cell distributes its model itself."""
@@ -116,9 +119,13 @@ class Autopilot:
     def before_step(self, optimizer: Optimizer) -> None:
         """Average what is not averaged yet: the step must see equal gradients everywhere."""
         self._adoption.before_use(optimizer)
+        if self._wire.momentum is not None:
+            self._wire.momentum.suspend(optimizer)
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Note a finished step."""
+        if self._wire.momentum is not None:
+            self._wire.momentum.resume(optimizer)
         self._adoption.used(optimizer)
 
     def before_clipping(self, grads: Iterable[torch.Tensor]) -> None:
@@ -169,6 +176,8 @@ class Autopilot:
         """Keep watch within the context; on leaving, every hook is removed."""
         with ExitStack() as stack:
             stack.callback(self._adoption.close)
+            if self._wire.momentum is not None:
+                stack.callback(self._wire.momentum.close)
             for owner, name, make in (
                 (DistributedDataParallel, "__init__", self._standing_back_for_ddp),
                 (ReduceLROnPlateau, "step", self._sharing_metric),

@@ -57,6 +57,8 @@ class Recorder:
     ) -> None:
         self.rank = rank
         self.num_steps = 0
+        self.has_sent = False
+        """Whether it is known what this rank sends to average gradients."""
         self._device = device
         self._send = send
         self._path = path
@@ -108,6 +110,12 @@ class Recorder:
         """Add time spent waiting for other ranks' gradients."""
         self._comm_s += seconds
 
+    def sent(self, sent_bytes: float, raw_bytes: float) -> None:
+        """Add what was sent to average gradients, and what it would have been uncompressed."""
+        self.has_sent = True
+        self._sent_bytes += sent_bytes
+        self._raw_bytes += raw_bytes
+
     def stepped(self, lr: float) -> None:
         """Close the step: everything since the last one belongs to it."""
         now_s = time.perf_counter()
@@ -123,6 +131,7 @@ class Recorder:
             1000.0 * self._data_s,
             1000.0 * self._comm_s,
             lr,
+            *((self._sent_bytes, self._raw_bytes) if self.has_sent else (math.nan, math.nan)),
         ))  # fmt: skip
         self._last_s = now_s
         self._clear()
@@ -188,6 +197,7 @@ class Recorder:
         self._even = 0.0
         self._data_s = 0.0
         self._comm_s = 0.0
+        self._sent_bytes = self._raw_bytes = 0.0
 
     def _step_loss(self) -> float | _Pending:
         if not self._num_losses or (self._even and not self._samples):

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
+from dtkit.compression import Compression
 from dtkit.engine.agent import agent
 from dtkit.engine.autopilot import Autopilot
 from dtkit.engine.control import Control, RunStopped
 from dtkit.engine.observe import observing
 from dtkit.engine.parts import make_parts
 from dtkit.engine.recorder import Recorder
+from dtkit.engine.reduce import Wire
 from dtkit.engine.shell import current_shell
 from dtkit.engine.watch import Watch
 from dtkit.events import Note, RankEnded, RankStarted
@@ -48,7 +50,6 @@ class ActiveRun:
         self._agent = owner
         self._group: Group = owner.group
         self._recipe = Recipe.from_dict(spec["recipe"])
-        self.ranks = tuple(map(int, spec["ranks"]))
         self._has_ended = False
         self._depth = 0
         self.control = Control()
@@ -59,7 +60,7 @@ class ActiveRun:
             Path(spec["dir"]) / f"rank-{self._group.rank}.jsonl",
             owner.send,
         )
-        self.autopilot = self._make_autopilot(self.ranks)
+        self.autopilot = self._make_autopilot(tuple(spec["ranks"]))
         self._name = f"dtkit/{self._group.generation}/{spec['dir']}"
         self._parts = make_parts(self, spec["parts"])
         self._watch = Watch(self.recorder, self.control, self.autopilot, self._parts)
@@ -159,7 +160,7 @@ class ActiveRun:
             msg = "the process group is gone; see %dist_reset"
             raise RuntimeError(msg)
         return Autopilot(
-            group,
+            Wire(group, Compression.parse(self._recipe.compress), self.recorder.sent),
             is_global_batch=self._recipe.batch == "global",
             note=self.note,
             on_wait=self.recorder.waited,

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from IPython.core.error import UsageError
 
+from dtkit.compression import METHODS
 from dtkit.magics.arguments import Parser
 from dtkit.magics.base import RANKS_HELP
-from dtkit.options import ON_NAN, WRITERS, RunOptions
+from dtkit.options import ON_NAN, RunOptions
 from dtkit.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -30,21 +31,16 @@ def _train() -> Parser:
         help="return at once; %%dist_stop ends the run, dtkit.last_run.wait() waits for it",
     )  # fmt: skip
     parser.add_argument(
+        "--compress", default="none", metavar="METHOD",
+        help=f"how gradients travel: {', '.join(METHODS)} (topk:0.01, powersgd:4)",
+    )  # fmt: skip
+    parser.add_argument(
         "--on-nan", default="warn", choices=ON_NAN,
         help="what to do when the loss is not finite (default: warn)",
     )  # fmt: skip
     parser.add_argument("--manual", action="store_true", help="the cell distributes itself")
     parser.add_argument("--name", metavar="NAME", help="name of the run and its folder")
     parser.add_argument("--ranks", default="all", metavar="RANKS", help=RANKS_HELP)
-    parser.add_argument(
-        "--tensorboard", nargs="?", const="", metavar="DIR",
-        help="write the run for TensorBoard, into DIR/<name> or the run's own folder; "
-        "before a script write --tensorboard=DIR",
-    )  # fmt: skip
-    parser.add_argument(
-        "--writers", default="first", choices=WRITERS,
-        help="whose SummaryWriter writes: the first rank's (default), or every rank's",
-    )  # fmt: skip
     return parser
 
 

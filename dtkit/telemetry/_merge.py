@@ -48,7 +48,17 @@ def merge_steps(block: Floats, smoother: Smoother) -> Floats:
         np.nanmax(column["lr"], axis=0, initial=-np.inf, where=~np.isnan(column["lr"])),
         np.nanmin(rates, axis=0),
         np.nanmax(rates, axis=0),
+        _mean(column["sent_bytes"]),
+        _mean(column["raw_bytes"]),
     ])  # fmt: skip
+
+
+def _mean(values: Floats) -> Floats:
+    """Return the mean over ranks of what is known, NaN where nothing is."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        mean: Floats = np.where(known, values, 0.0).sum(axis=0) / known.sum(axis=0)
+    return mean
 
 
 def _unseen(loss: Floats) -> NDArray[np.bool_]:

@@ -17,8 +17,10 @@ class History(Mapping[str, "NDArray[np.float64]"]):
 
     Columns: `step`, `time_s` (since the run's start), `loss` (mean over ranks
     weighted by samples), `samples_per_s` (all ranks), `step_ms`, `compute_ms`,
-    `data_ms`, `comm_ms` (means over ranks), `lr`, and every metric given to
-    `dtkit.log` (mean over ranks; NaN in steps that did not log it).
+    `data_ms`, `comm_ms` (means over ranks), `lr`, `sent_bytes` (what a rank sent
+    to average gradients) and `raw_bytes` (what it would have sent without
+    compression; both NaN where the cell averages by itself), and every metric
+    given to `dtkit.log` (mean over ranks; NaN in steps that did not log it).
     Each is (num_steps,) float64.
     """
 

@@ -69,6 +69,10 @@ class RunView:
     """Part of the step spent waiting for data, 0 to 1, mean over ranks."""
     comm_share: float
     """Part of the step spent waiting for gradients of other ranks, 0 to 1."""
+    sent_bytes: float
+    """What a rank sends in a step to average gradients, median over the last 50 steps."""
+    raw_bytes: float
+    """What it would send without compression."""
     peak_gib: float
     """The largest of the ranks' peaks."""
     lr: float

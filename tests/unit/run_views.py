@@ -50,6 +50,8 @@ def make_view(num_ranks: int = 4, num_steps: int = NUM_STEPS, **changes: Any) ->
         step_ms=50.0,
         data_share=0.03,
         comm_share=0.27,
+        sent_bytes=1.05e6,
+        raw_bytes=4.2e6,
         peak_gib=9.25,
         lr=3e-4,
         metrics={"accuracy": 0.7132},
@@ -70,7 +72,8 @@ def make_view(num_ranks: int = 4, num_steps: int = NUM_STEPS, **changes: Any) ->
 def make_empty_view(num_ranks: int = 4) -> RunView:
     """Return a run before its first step: all that can be unknown is."""
     nan, none = math.nan, np.empty(0)
-    numbers = ("loss", "best_loss", "samples_per_s", "step_ms", "data_share", "comm_share")
+    numbers = ("loss", "best_loss", "samples_per_s", "step_ms", "data_share", "comm_share",
+               "sent_bytes", "raw_bytes")  # fmt: skip
     series = ("loss_step", "loss_raw", "loss_smooth", "rate_step", "rate", "rate_low", "rate_high")
     unknown: dict[str, Any] = dict.fromkeys((*numbers, "eta_s", "peak_gib", "lr"), nan)
     unknown |= dict.fromkeys(series, none)

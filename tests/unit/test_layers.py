@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 BASE = (
     "dtkit.errors",
     "dtkit._ranks",
+    "dtkit.compression",
     "dtkit.events",
     "dtkit.output",
     "dtkit.options",
@@ -44,7 +45,6 @@ VIEW = (
 MAY_VIEW = (*VIEW, "dtkit.telemetry", "numpy", *BASE)
 SESSION = (
     "dtkit.archive",
-    "dtkit.companions",
     "dtkit.session",
     "dtkit.session_core",
     "dtkit.run",
@@ -60,7 +60,6 @@ MAY_SESSION = (
     "dtkit.cluster",
     "dtkit.telemetry",
     "dtkit.dashboard",
-    "dtkit.tensorboard",
     "dtkit._comparison",
     "dtkit._runstable",
     "dtkit._summary",
@@ -75,7 +74,6 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "dtkit": BASE,
     **dict.fromkeys(BASE, BASE),
     "dtkit.telemetry": ("numpy", *BASE),
-    "dtkit.tensorboard": ("tensorboard", "dtkit.telemetry", "numpy", *BASE),
     "dtkit._axis": ("matplotlib", *MAY_VIEW),
     "dtkit._chart": ("matplotlib", "PIL", *MAY_VIEW),
     "dtkit._comparison": ("matplotlib", *MAY_VIEW),
@@ -95,7 +93,6 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "dtkit.session",
         "dtkit.run",
         "dtkit.celloutput",
-        "dtkit.tensorboard",
         "dtkit.waiting",
         "dtkit.dashboard",
         "dtkit._render",
@@ -111,6 +108,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "psutil",
         "cloudpickle",
         "IPython",
+        "dtkit.compression",
         "dtkit.errors",
         "dtkit.events",
         "dtkit.recipe",

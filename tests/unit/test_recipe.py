@@ -1,7 +1,11 @@
 """The flags that change how a run trains."""
 
+from pathlib import Path
+
 import pytest
 
+import dtkit
+from dtkit.compression import METHODS, Compression
 from dtkit.errors import InvalidInputError
 from dtkit.recipe import Recipe
 
@@ -21,3 +25,33 @@ def test_it_survives_json() -> None:
 def test_nonsense_is_refused_with_the_choices(flags: dict[str, object]) -> None:
     with pytest.raises(InvalidInputError, match="global"):
         Recipe(**flags)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text", ["none", "fp16", "bf16", "int8", "int4", "sign", "topk:0.01", "powersgd:4"]
+)
+def test_a_compression_is_written_as_it_is_read(text: str) -> None:
+    assert str(Compression.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("zip", "choose one of none, fp16, bf16, int8, int4, sign, topk:RATIO, powersgd:RANK"),
+        ("fp16:2", "fp16 takes no number; write --compress fp16"),
+        ("topk", "RATIO must be a number greater than 0 and at most 1, as in topk:0.01"),
+        ("topk:2", "RATIO must be"),
+        ("topk:nan", "RATIO must be"),
+        ("powersgd:1.5", "RANK must be a whole number greater than 0, as in powersgd:4"),
+        ("powersgd:0", "RANK must be"),
+    ],
+)
+def test_a_compression_that_there_is_not_is_refused(text: str, answer: str) -> None:
+    with pytest.raises(InvalidInputError, match=answer):
+        Recipe(compress=text)
+
+
+def test_every_method_is_a_module_of_its_name() -> None:
+    folder = Path(dtkit.__file__).parent / "engine/reduce/compressors"
+    modules = {path.stem for path in folder.glob("[a-z]*.py")} - {"base"}
+    assert modules == set(METHODS) - {"none"}

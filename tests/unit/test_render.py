@@ -202,8 +202,8 @@ def test_six_tiles_stand_in_one_row() -> None:
     assert document.tags.count("tr") == 1
     assert document.text == (
         f"loss {make_view().loss:.4f} ▼ best so far samples/s 5,055 1,264 per rank "
-        "step 50.0 ms 70 % compute data wait 3 % 1.5 ms of a step comm 27 % 13.5 ms of a step "
-        "peak memory 9.2 GiB on rank 0"
+        "step 50.0 ms 70 % compute data wait 3 % 1.5 ms of a step comm 27 % "
+        "1.05 MB sent for 4.2 MB peak memory 9.2 GiB on rank 0"
     )
 
 

@@ -2,5 +2,6 @@
 
 from dtkit.engine.reduce.passes import Passes
 from dtkit.engine.reduce.synchronizer import GradSynchronizer
+from dtkit.engine.reduce.wire import Wire
 
-__all__ = ["GradSynchronizer", "Passes"]
+__all__ = ["GradSynchronizer", "Passes", "Wire"]

@@ -5,10 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
+
+from dtkit.engine.reduce.compressors import make_compressor
+from dtkit.engine.reduce.wire import Averaging
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from dtkit.engine.reduce.compressors import Compressor
+    from dtkit.engine.reduce.wire import Wire
 
 __all__ = ["Bucket", "make_buckets"]
 
@@ -16,6 +21,8 @@ FIRST_BUCKET_BYTES = 1 << 20
 """Small, so that communication starts early in the backward pass."""
 BUCKET_BYTES = 25 << 20
 """source: torch DistributedDataParallel's defaults (1 MiB first, 25 MiB after)."""
+COMPRESSED_BUCKET_BYTES = 4 << 20
+"""Smaller, so that one is compressed while another is under way, and stays in the cache."""
 
 
 class Bucket:
@@ -23,41 +30,42 @@ class Bucket:
 
     The last `len(params)` elements say which parameters had a gradient here: a
     parameter that no rank used must keep `grad is None`, because an optimizer
-    treats that differently from a zero gradient.
+    treats that differently from a zero gradient. They travel uncompressed under
+    every compressor, and so do running statistics.
 
     Args:
         params: same dtype and device; their gradients are averaged.
         tensors: further tensors (running statistics) that are averaged along.
+        wire: the ranks, and what may make the gradients small on the way.
+        compressor: makes them small; only without `tensors`.
     """
 
     def __init__(
-        self, params: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor] = ()
+        self,
+        params: Sequence[torch.Tensor],
+        tensors: Sequence[torch.Tensor],
+        wire: Wire,
+        compressor: Compressor | None = None,
     ) -> None:
         self.params = tuple(params)
         self.tensors = tuple(tensors)
+        self.compressor = compressor
         members = [*self.params, *self.tensors]
-        num_grads = sum(p.numel() for p in self.params)
-        num_other = sum(t.numel() for t in self.tensors)
+        num_values = sum(m.numel() for m in members)
         self.flat = torch.zeros(
-            num_grads + num_other + len(self.params),
-            dtype=members[0].dtype,
-            device=members[0].device,
+            num_values + len(self.params), dtype=members[0].dtype, device=members[0].device
         )
         self.views: list[torch.Tensor] = []
         offset = 0
         for member in members:
             self.views.append(self.flat[offset : offset + member.numel()].view(member.shape))
             offset += member.numel()
-        self._presence = self.flat[offset:]
+        self._values, self._presence = self.flat[:offset], self.flat[offset:]
+        self._wire = wire
         self._missing: list[int] = []
-        self._work: dist.Work | None = None
+        self._averaging: Averaging | None = None
         self._waits_for: set[int] = set()
         self._is_stale = False
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes that one rank hands to the collective."""
-        return self.flat.numel() * self.flat.element_size()
 
     @property
     def is_full(self) -> bool:
@@ -80,10 +88,10 @@ class Bucket:
         """Note that a parameter's gradient has come."""
         # A second time: a reentrant checkpoint adds to a shared gradient twice in
         # a pass. If the bucket has left by then, what it carried is stale.
-        self._is_stale |= self._work is not None
+        self._is_stale |= self._averaging is not None
         self._waits_for.discard(id(param))
 
-    def launch(self, group: dist.ProcessGroup) -> None:
+    def launch(self) -> None:
         """Copy the gradients in and start averaging them over the ranks."""
         with torch.no_grad():
             self._missing = [i for i, p in enumerate(self.params) if p.grad is None]
@@ -95,25 +103,26 @@ class Bucket:
             sources = [_dense(self.params[i].grad) for i in present]
             others = self.views[len(self.params) :]
             _copy([*(self.views[i] for i in present), *others], [*sources, *self.tensors])
-            # Before the sum, as DDP does: half precision may not hold the sum.
-            self.flat.div_(group.size())
-        self._work = dist.all_reduce(self.flat, group=group, async_op=True)
+            self._averaging = Averaging(self._wire, self.flat, self._presence, self.compressor)
 
-    def relaunch_if_stale(self, group: dist.ProcessGroup) -> None:
+    def relaunch_if_stale(self) -> None:
         """Send again if gradients have been added to after the bucket left."""
-        if self._is_stale and self._work is not None:
-            self._work.wait()
-            self.launch(group)
+        if self._is_stale and self._averaging is not None:
+            self._averaging.wait()
+            self.launch()
 
     def finish(self) -> None:
         """Wait for the averages, and put them where the gradients are."""
-        if self._work is not None:
-            self._work.wait()
-            self._work = None
-        # Only ranks that lack a gradient look at the flags, so the common case
-        # costs no synchronisation with the device.
+        absent: list[int] = []
+        if self._averaging is not None:
+            presence = self._averaging.wait()
+            # Only ranks that lack a gradient look at the flags, so the common case
+            # costs no synchronisation with the device.
+            absent = [i for i in self._missing if presence[i].item() == 0]
+            self._averaging.finish(self._values, absent)
+            self._averaging = None
         for i in self._missing:
-            if self._presence[i].item() != 0:
+            if i not in absent:
                 self.params[i].grad = torch.empty_like(self.params[i])
         targets, sources = list(self.tensors), self.views[len(self.params) :]
         for param, view in zip(self.params, self.views, strict=False):
@@ -141,13 +150,15 @@ def _copy(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
 
 
 def make_buckets(
-    params: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor] = ()
+    params: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor], wire: Wire
 ) -> list[Bucket]:
     """Return buckets in the order in which the backward pass is expected to fill them.
 
     Args:
         params: in the order of their first use in the forward pass, about.
-        tensors: averaged along with the last bucket of their dtype and device.
+        tensors: averaged along with the last bucket of their dtype and device, or
+            in a bucket of their own if that one is compressed.
+        wire: the ranks, and the compression.
     """
     kinds: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
     for param in reversed(params):
@@ -157,17 +168,22 @@ def make_buckets(
         extras.setdefault((tensor.dtype, tensor.device), []).append(tensor)
     buckets = []
     for kind, members in kinds.items():
-        *chunks, last = _chunks(members)
-        buckets += [Bucket(chunk) for chunk in chunks]
-        buckets.append(Bucket(last, extras.pop(kind, [])))
-    return buckets + [Bucket([], more) for more in extras.values()]
+        is_compressed = wire.compression.name != "none" and kind[0].is_floating_point
+        chunks = _chunks(members, COMPRESSED_BUCKET_BYTES if is_compressed else BUCKET_BYTES)
+        for chunk in chunks:
+            has_extras = chunk is chunks[-1] and not is_compressed
+            compressor = make_compressor(wire.compression, wire.layout_of(chunk))
+            buckets.append(
+                Bucket(chunk, extras.pop(kind, []) if has_extras else [], wire, compressor)
+            )
+    return buckets + [Bucket([], more, wire) for more in extras.values()]
 
 
-def _chunks(params: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+def _chunks(params: list[torch.Tensor], most_bytes: int) -> list[list[torch.Tensor]]:
     chunks: list[list[torch.Tensor]] = [[]]
     size = 0
     for param in params:
-        limit = FIRST_BUCKET_BYTES if len(chunks) == 1 else BUCKET_BYTES
+        limit = FIRST_BUCKET_BYTES if len(chunks) == 1 else most_bytes
         num_bytes = param.numel() * param.element_size()
         if chunks[-1] and size + num_bytes > limit:
             chunks.append([])

@@ -75,7 +75,7 @@ class Passes:
             bucket = self._line[self._num_launched]
             if not bucket.is_full:
                 return
-            bucket.launch(self._members[0].group)
+            bucket.launch()
             self._num_launched += 1
 
     def end(self) -> None:
@@ -111,11 +111,10 @@ class Passes:
         self, members: Sequence[GradSynchronizer], line: Sequence[Bucket], num_launched: int
     ) -> None:
         start = time.perf_counter()
-        group = members[0].group
         for bucket in line[num_launched:]:
-            bucket.launch(group)
+            bucket.launch()
         for bucket in line[:num_launched]:
-            bucket.relaunch_if_stale(group)
+            bucket.relaunch_if_stale()
         for member in members:
             member.finish()
         self._on_wait(time.perf_counter() - start)

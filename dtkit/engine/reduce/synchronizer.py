@@ -5,14 +5,16 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
-
 from dtkit.engine.reduce.buckets import Bucket, make_buckets
 from dtkit.engine.reduce.passes import Passes
+from dtkit.engine.reduce.sparse import average_sparse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+
+    import torch
+
+    from dtkit.engine.reduce.wire import Wire
 
 __all__ = ["GradSynchronizer"]
 
@@ -31,7 +33,7 @@ class GradSynchronizer:
 
     Args:
         params: the parameters, about in order of use; all of them require gradients.
-        group: the process group.
+        wire: the process group, and how gradients are compressed.
         passes: shared by the synchronizers of one program; None: one of its own,
             which notices passes by their first gradient.
         sparse: those of the parameters whose gradients are sparse; they travel alone.
@@ -42,14 +44,14 @@ class GradSynchronizer:
     def __init__(
         self,
         params: Sequence[torch.Tensor],
-        group: dist.ProcessGroup,
+        wire: Wire,
         passes: Passes | None = None,
         *,
         sparse: Sequence[torch.Tensor] = (),
         tensors: Callable[[], Sequence[torch.Tensor]] = tuple,
     ) -> None:
         self.params = tuple(params)
-        self.group = group
+        self.wire = wire
         self.due = 0
         self._passes = passes or Passes()
         self.number = self._passes.next_number()
@@ -59,6 +61,8 @@ class GradSynchronizer:
         self._bucket_of: dict[int, Bucket] = {}
         self._last_step = self._passes.num_begun
         self._last_reduced = -1  # gradients may be older than this object
+        self._memory: dict[int, dict[str, Any]] = {}
+        """What compressors remembered of each parameter when the buckets were last laid out."""
         self._handles: dict[int, Any] = {}  # RemovableHandle
         self._hook_all()
         weakref.finalize(self, _remove, self._handles)
@@ -102,9 +106,13 @@ class GradSynchronizer:
             alone = {id(p) for p in self._sparse}
             # .data: writing an average must not look to autograd like a change to
             # a tensor that a graph has saved.
+            self._keep_memory()
             self._buckets = make_buckets(
-                [p for p in self.params if id(p) not in alone], [t.data for t in self._tensors()]
+                [p for p in self.params if id(p) not in alone],
+                [t.data for t in self._tensors()],
+                self.wire,
             )
+            self._recall()
             self._bucket_of = {id(p): b for b in self._buckets for p in b.params}
         for bucket in self._buckets:
             bucket.reset()
@@ -115,13 +123,34 @@ class GradSynchronizer:
         for bucket in self._buckets:
             bucket.finish()
         for param in self._sparse:
-            _average_sparse(param, self.group)
+            average_sparse(param, self.wire)
         self._last_reduced = self._passes.num_begun
 
     def forget_buckets(self) -> None:
         """Lay out the buckets anew before the next pass; those under way are ignored."""
+        self._keep_memory()
         self._buckets = []
         self._bucket_of = {}
+
+    def rescale(self, factor: float) -> None:
+        """Keep what compressors remember in the gradients' units: their scale has changed."""
+        for bucket in self._buckets:
+            if bucket.compressor is not None:
+                bucket.compressor.rescale(factor)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what compression has left out so far on this rank, by the parameters' order."""
+        self._keep_memory()
+        places = {id(p): i for i, p in enumerate(self.params)}
+        memory = {places[k]: v for k, v in self._memory.items() if k in places}
+        return {"compression": str(self.wire.compression), "memory": memory}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with what `state_dict` gave; of another compression nothing is taken over."""
+        self._buckets, self._bucket_of = [], {}
+        is_same = state["compression"] == str(self.wire.compression)
+        memory = state["memory"] if is_same else {}
+        self._memory = {id(self.params[i]): entry for i, entry in memory.items()}
 
     def received(self, param: torch.Tensor) -> None:
         """Take note of a parameter's gradient; its hook calls this."""
@@ -132,6 +161,20 @@ class GradSynchronizer:
             if bucket is not None:
                 bucket.filled(param)
                 self._passes.advance()
+
+    def _keep_memory(self) -> None:
+        """Take what the buckets' compressors remember, before the buckets go."""
+        for bucket in self._buckets:
+            if bucket.compressor is not None:
+                entries = bucket.compressor.state()
+                self._memory.update(zip(map(id, bucket.params), entries, strict=True))
+
+    def _recall(self) -> None:
+        """Give it to the compressors of new buckets, however those are cut."""
+        for bucket in self._buckets:
+            if bucket.compressor is not None and self._memory:
+                bucket.compressor.load([self._memory.get(id(p), {}) for p in bucket.params])
+        self._memory = {}
 
     def _hook_all(self) -> None:
         # Weakly: a parameter must not keep alive what keeps the parameter alive,
@@ -145,38 +188,6 @@ class GradSynchronizer:
 
         for param in self.params:
             self._handles[id(param)] = param.register_post_accumulate_grad_hook(fired)
-
-
-def _average_sparse(param: torch.Tensor, group: dist.ProcessGroup) -> None:
-    """Average a sparse gradient; it stays None if no rank has one.
-
-    By gathering, which every backend can do; NCCL has no sparse all-reduce.
-    """
-    world_size = group.size()
-    grad = None if param.grad is None else param.grad.coalesce()
-    num_rows = -1 if grad is None else int(grad.indices().shape[1])
-    mine = torch.tensor([num_rows], device=param.device)
-    counts = torch.empty(world_size, dtype=mine.dtype, device=param.device)
-    dist.all_gather_into_tensor(counts, mine, group=group)
-    most = int(counts.max())
-    if most < 0:
-        return
-    rows = torch.zeros(most, dtype=torch.int64, device=param.device)
-    values = torch.zeros((most, *param.shape[1:]), dtype=param.dtype, device=param.device)
-    if grad is not None:
-        rows[:num_rows], values[:num_rows] = grad.indices()[0], grad.values()
-    all_rows = rows.new_empty((world_size * most,))
-    all_values = values.new_empty((world_size * most, *values.shape[1:]))
-    dist.all_gather_into_tensor(all_rows, rows, group=group)
-    dist.all_gather_into_tensor(all_values, values, group=group)
-    real = torch.cat([
-        torch.arange(max(num, 0), device=param.device) + rank * most
-        for rank, num in enumerate(counts.tolist())
-    ])  # fmt: skip
-    total = torch.sparse_coo_tensor(
-        all_rows[real].unsqueeze(0), all_values[real] / world_size, param.shape
-    )
-    param.grad = total.coalesce()
 
 
 def _remove(handles: dict[int, Any]) -> None:

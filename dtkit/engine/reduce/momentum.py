@@ -1,0 +1,85 @@
+"""Momentum that is applied before compression, in place of the optimizer's own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, WeakSet, ref
+
+from torch.optim import SGD, Optimizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+__all__ = ["MomentumCorrection"]
+
+_LEAST_REST = 1e-3
+
+
+class MomentumCorrection:
+    """Lets a compressor apply the momentum of SGD, and keeps the optimizer from doing it again.
+
+    What a compressor holds back reaches the optimizer late, and momentum there
+    would act on delayed values. source: Deep Gradient Compression, ICLR 2018, 3.1.
+    """
+
+    def __init__(self) -> None:
+        self._optimizers: WeakSet[Optimizer] = WeakSet()
+        self._suspended: WeakKeyDictionary[Optimizer, list[dict[str, Any]]] = WeakKeyDictionary()
+
+    def of(self, param: torch.Tensor) -> Callable[[], float]:
+        """Return what returns the momentum of a parameter's optimizer, 0 if it has none."""
+        own = ref(param)
+        found: list[ref[Optimizer]] = []
+
+        def momentum() -> float:
+            optimizer = found[0]() if found else None
+            if optimizer is None:
+                optimizer = self._owner(own())
+                found[:] = [] if optimizer is None else [ref(optimizer)]
+            groups = optimizer.param_groups if optimizer is not None else []
+            target = own()
+            # The value now: schedules such as OneCycleLR change it.
+            return next(
+                (float(g["momentum"]) for g in groups if any(p is target for p in g["params"])), 0.0
+            )
+
+        return momentum
+
+    def made(self, optimizer: Optimizer) -> None:
+        """Note an optimizer."""
+        if type(optimizer) is SGD:
+            self._optimizers.add(optimizer)
+
+    def _owner(self, param: torch.Tensor | None) -> Optimizer | None:
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                if any(p is param for p in group["params"]):
+                    return optimizer
+        return None
+
+    def suspend(self, optimizer: Optimizer) -> None:
+        """Take the momentum out of the step that begins."""
+        if optimizer not in self._optimizers or optimizer in self._suspended:
+            return
+        self._suspended[optimizer] = [
+            {name: group[name] for name in ("momentum", "nesterov", "dampening", "weight_decay")}
+            for group in optimizer.param_groups
+        ]
+        for group in optimizer.param_groups:
+            # Weight decay goes through momentum too, which multiplies it by this in the long run.
+            group["weight_decay"] /= max(1 - group["momentum"], _LEAST_REST)
+            group.update(momentum=0.0, nesterov=False, dampening=0.0)
+
+    def resume(self, optimizer: Optimizer) -> None:
+        """Put the momentum back after the step."""
+        for group, values in zip(
+            optimizer.param_groups, self._suspended.pop(optimizer, ()), strict=False
+        ):
+            group.update(values)
+
+    def close(self) -> None:
+        """Put back what a step that raised has left."""
+        for optimizer in list(self._suspended):
+            self.resume(optimizer)

@@ -1,0 +1,126 @@
+"""The wire: the ranks that average, in what form gradients travel, and how much is sent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from dtkit.compression import Compression
+from dtkit.engine.reduce.compressors import Layout
+from dtkit.engine.reduce.momentum import MomentumCorrection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from dtkit.engine.reduce.compressors import Compressor
+
+__all__ = ["Averaging", "Wire", "gather", "num_gathered_bytes", "num_reduced_bytes"]
+
+# torch 2.13 deprecates the old name for the new one.
+gather: Callable[..., Any] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+"""torch's all-gather into one tensor: output, input, group, async_op."""
+
+
+class Wire:
+    """What the averaging of one set of gradients needs to know of the ranks.
+
+    Attributes:
+        momentum: takes the momentum out of optimizers whose compressor applies it; whoever
+            sees an optimizer made, and its steps, tells it. None: no need.
+
+    Args:
+        group: the process group.
+        compression: how gradients are made small.
+        on_sent: called for each collective with the bytes that this rank sends, and
+            with those that it would send without compression.
+    """
+
+    def __init__(
+        self,
+        group: dist.ProcessGroup,
+        compression: Compression | None = None,
+        on_sent: Callable[[float, float], None] = lambda _sent, _raw: None,
+    ) -> None:
+        self.group = group
+        self.compression = compression or Compression()
+        self.on_sent = on_sent
+        self.momentum = MomentumCorrection() if self.compression.name == "topk" else None
+
+    def layout_of(self, params: Sequence[torch.Tensor]) -> Layout:
+        """Return the layout of these parameters' gradients: of one dtype, on one device."""
+        first = params[0]
+        momentum = [] if self.momentum is None else [self.momentum.of(first)]
+        shapes = tuple(p.shape for p in params)
+        return Layout(shapes, first.dtype, first.device, self.group.size(), *momentum)
+
+
+class Averaging:
+    """One collective under way that averages `flat` over the ranks.
+
+    Args:
+        wire: the ranks.
+        flat: what is averaged; its last elements may be flags.
+        flags: these; ones and zeros. Afterwards one that was 1 on any rank is not 0.
+        compressor: makes what comes before the flags small; None: all is sent as it is.
+    """
+
+    def __init__(
+        self,
+        wire: Wire,
+        flat: torch.Tensor,
+        flags: torch.Tensor,
+        compressor: Compressor | None = None,
+    ) -> None:
+        group = wire.group
+        self._num_flags = flags.numel()
+        self._compressor = compressor
+        world_size = group.size()
+        raw_bytes = num_reduced_bytes(_num_bytes(flat), world_size)
+        if compressor is None:
+            # Before the sum, as DDP does: half precision may not hold the sum.
+            flat.div_(world_size)
+            self._received = flat.unsqueeze(0)
+            sent_bytes = raw_bytes
+            self._work = dist.all_reduce(flat, group=group, async_op=True)
+            wire.on_sent(sent_bytes, raw_bytes)
+            return
+        payload = compressor.compress(flat[: flat.numel() - self._num_flags])
+        sent = torch.cat([payload, flags.to(payload.dtype)])
+        if compressor.is_summed:
+            self._received = sent.unsqueeze(0)
+            sent_bytes = num_reduced_bytes(_num_bytes(sent), world_size)
+            self._work = dist.all_reduce(sent, group=group, async_op=True)
+        else:
+            self._received = sent.new_empty((world_size, sent.numel()))
+            sent_bytes = num_gathered_bytes(_num_bytes(sent), world_size)
+            self._work = gather(self._received.view(-1), sent, group=group, async_op=True)
+        self._sent = sent  # until it has left
+        wire.on_sent(sent_bytes, raw_bytes)
+
+    def wait(self) -> torch.Tensor:
+        """Wait until it is done; returns the flags."""
+        self._work.wait()
+        num_values = self._received.shape[1] - self._num_flags
+        return self._received[:, num_values:].sum(0)
+
+    def finish(self, out: torch.Tensor, absent: Sequence[int] = ()) -> None:
+        """Write the averages to `out`; see `Compressor.average`."""
+        if self._compressor is not None:
+            num_values = self._received.shape[1] - self._num_flags
+            self._compressor.average(self._received[:, :num_values], out, absent)
+
+
+def num_reduced_bytes(num_bytes: float, world_size: int) -> float:
+    """Return what a rank sends in a ring all-reduce: each part goes round nearly twice."""
+    return 2 * (world_size - 1) / world_size * num_bytes
+
+
+def num_gathered_bytes(num_bytes: float, world_size: int) -> float:
+    """Return what a rank sends in a ring all-gather: what every rank gives but its neighbour."""
+    return (world_size - 1) * num_bytes
+
+
+def _num_bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
