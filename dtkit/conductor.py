@@ -85,10 +85,11 @@ class Conductor:
         self.active = requests
         try:
             execution = self._engines.execute(cell, ranks, output.on_message)
+            execution.on_change(requests.alarm.ring)
             supervisor = Supervisor(self._engines, execution, requests, has_steps=run is not None)
             try:
                 for _ in supervisor.wait():
-                    if run is not None and run.view().state in ("running", "pausing", "paused"):
+                    if run is not None:
                         run.set_state(supervisor.phase)
                     yield
             except BaseException:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from dtkit.alarm import Alarm
 from dtkit.celloutput import CellOutput
 from dtkit.errors import DtkitError, InvalidInputError
 from dtkit.events import Note
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "create_run"]
 
+_SHOWN_TIMEOUT_S = 5.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -71,6 +73,9 @@ class Run:
         self.requests = Requests()
         self._final: dict[str, object] | None = None
         self._ended = threading.Event()
+        self.shown = threading.Event()
+        """Cleared by whoever shows the run, until that is done; `wait` waits for it."""
+        self.shown.set()
 
     @classmethod
     def load(cls, folder: str | Path) -> Run:
@@ -86,7 +91,7 @@ class Run:
     @property
     def state(self) -> str:
         """One of running, finished, stopped and failed."""
-        state = self._state.view().state
+        state = self._state.state
         return state if state in ("finished", "stopped", "failed") else "running"
 
     @property
@@ -120,6 +125,7 @@ class Run:
         if not self._ended.wait(timeout_s):
             msg = f"run {self.name!r} goes on after {timeout_s:g} s"
             raise TimeoutError(msg)
+        self.shown.wait(_SHOWN_TIMEOUT_S)
         if self.error is not None:
             raise self.error
 
@@ -133,7 +139,8 @@ class Run:
 
     def set_state(self, state: str) -> None:
         """Note what the driver is doing to the run (running, pausing, paused, stopping)."""
-        self._state.state = state
+        if self._state.state in ("running", "pausing", "paused"):
+            self._state.state = state
 
     def replay(self, event: Event) -> None:
         """Take an event that was read back from disk."""
@@ -196,14 +203,18 @@ class Requests:
         self.is_stop = False
         self.is_pause = False
         self.num_interrupts = 0
+        self.alarm = Alarm()
+        """Rings when there is something to see to: whoever waits for the cell looks at once."""
 
     def stop(self) -> None:
         """Ask for a stop after the step."""
         self.is_stop = True
+        self.alarm.ring()
 
     def pause(self, is_paused: bool) -> None:  # noqa: FBT001  a callback's signature
         """Ask for a pause after the step, or for its end."""
         self.is_pause = is_paused
+        self.alarm.ring()
 
     def interrupt(self) -> None:
         """Note a press of the notebook's Interrupt; the first one asks for a stop."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Interrupted", "drive", "drive_async"]
 
 _MAX_WAIT_S = 0.05
-_FIRST_WAIT_S = 0.001
+"""The steps are looked at so often, and at once when the alarm rings."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -31,17 +30,17 @@ class Interrupted(KeyboardInterrupt):
 def drive(steps: Iterator[None], requests: Requests) -> None:
     """Exhaust `steps`, blocking; Interrupt becomes a request."""
     with _interrupts(requests):
-        for wait_s in _waits(steps):
-            time.sleep(wait_s)
+        for _ in steps:
+            requests.alarm.wait(_MAX_WAIT_S)
     _raise_if_interrupted(requests)
 
 
 async def drive_async(steps: Iterator[None], requests: Requests) -> None:
     """Exhaust `steps`, letting the kernel serve other messages in between."""
     with _interrupts(requests):
-        for wait_s in _waits(steps):
+        for _ in steps:
             try:
-                await asyncio.sleep(wait_s)
+                await requests.alarm.wait_async(_MAX_WAIT_S)
             except asyncio.CancelledError:
                 # How ipykernel interrupts a cell that awaits, where no signal
                 # handler could be installed. The ranks are asked; we go on waiting.
@@ -49,13 +48,6 @@ async def drive_async(steps: Iterator[None], requests: Requests) -> None:
                 task: Any = asyncio.current_task()
                 task.uncancel()
     _raise_if_interrupted(requests)
-
-
-def _waits(steps: Iterator[None]) -> Iterator[float]:
-    """Yield how long to wait before the next step: short at first, for short cells."""
-    begun_s = time.monotonic()
-    for _ in steps:
-        yield min(_MAX_WAIT_S, max(_FIRST_WAIT_S, 0.1 * (time.monotonic() - begun_s)))
 
 
 @contextmanager

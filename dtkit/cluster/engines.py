@@ -59,6 +59,12 @@ class Execution:
             for rank, future in self._futures.items()
         )
 
+    def on_change(self, wake: Callable[[], None]) -> None:
+        """Let `wake` be called, on the client's thread, when a rank replies or is flushed."""
+        for future in self._futures.values():
+            future.add_done_callback(lambda _future: wake())
+            future.output.add_done_callback(lambda _future: wake())
+
     @property
     def running(self) -> tuple[int, ...]:
         """Ranks that have not replied yet."""

@@ -18,6 +18,7 @@ from dtkit.engine import weights
 from dtkit.engine.models import (
     already_distributed,
     find_models,
+    live_modules,
     parameters_of,
     running_statistics,
     sparse_parameters,
@@ -85,10 +86,11 @@ class Adoption:
     def equalize(self, optimizers: Iterable[Optimizer]) -> None:
         """Make the weights of models equal that were there before the cell."""
         params = [p for optimizer in optimizers for p in parameters_of(optimizer)]
-        models = find_models(params)
+        modules = live_modules()
+        models = find_models(params, modules)
         taken = [m for m in models if already_distributed(list(m.parameters()), [m])]
         others = {id(p) for m in taken for p in m.parameters()}
-        _, state = self._survey([p for p in params if id(p) not in others])
+        _, state = self._survey([p for p in params if id(p) not in others], modules)
         if state:
             weights.equalize(state, self._group)
 
@@ -185,7 +187,7 @@ class Adoption:
             self._synchronize(entry, active)
 
     def _survey(
-        self, params: Sequence[torch.Tensor]
+        self, params: Sequence[torch.Tensor], modules: Sequence[torch.nn.Module] | None = None
     ) -> tuple[list[torch.nn.Module], list[torch.Tensor]]:
         """Return the models of the parameters, and all that is to be equal on all ranks.
 
@@ -194,7 +196,8 @@ class Adoption:
         for is_clean in (False, True):
             if is_clean:
                 gc.collect()  # a dead model that holds one of these may live on some ranks only
-            models = find_models(params)
+                modules = None
+            models = find_models(params, modules)
             state = state_of(models, params)
             if weights.are_alike(state, self._group):
                 return models, state

@@ -45,6 +45,7 @@ class Agent:
         self.group_store: Any = None
         self.run: Run | None = None
         self._parent: dict[str, Any] = {}
+        self.has_run_cells = False
         self._num_cells = 0
         self._handlers: dict[str, Callable[[Request], Request]] = {"cut": self._cut}
 
@@ -74,6 +75,7 @@ class Agent:
 
     def before_cell(self, _info: Any) -> None:
         """Count the cell in; IPython calls this."""
+        self.has_run_cells = True
         self._num_cells += 1
 
     def after_cell(self, _result: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "already_distributed",
     "find_models",
+    "live_modules",
     "named_in",
     "parameters_of",
     "running_statistics",
@@ -30,17 +32,22 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def find_models(params: Iterable[torch.Tensor]) -> list[nn.Module]:
+def find_models(
+    params: Iterable[torch.Tensor], modules: Sequence[nn.Module] | None = None
+) -> list[nn.Module]:
     """Return the outermost live modules that hold any of `params`, in the order of `params`.
 
     An optimizer knows its parameters and not their modules, and a cell may keep
-    a model anywhere; so every live module is looked at. Takes some ten
-    milliseconds, once per optimizer. Garbage that was not collected yet counts
-    as live, and it may differ between ranks.
+    a model anywhere; so every live module is looked at. Takes some milliseconds,
+    once per optimizer. Garbage that was not collected yet counts as live, and it
+    may differ between ranks.
+
+    Args:
+        params: the parameters.
+        modules: what `live_modules` found just before; None looks now.
     """
     index = {id(p): i for i, p in enumerate(params)}
-    # type(), not isinstance: an arbitrary object's __class__ may run code.
-    modules = [o for o in gc.get_objects() if issubclass(type(o), nn.Module)]
+    modules = live_modules() if modules is None else modules
     inner = {id(child) for m in modules for child in m.__dict__.get("_modules", {}).values()}
     found = []
     for module in modules:
@@ -50,6 +57,17 @@ def find_models(params: Iterable[torch.Tensor]) -> list[nn.Module]:
                 found.append((held, type(module).__name__, module))
     # Not in the order of gc, which depends on when it last ran.
     return [module for _, _, module in sorted(found, key=lambda entry: entry[:2])]
+
+
+def live_modules() -> list[nn.Module]:
+    """Return every module that is alive in this process."""
+    # Hundreds of thousands of objects: each line runs in C. What was there before
+    # the first cell is frozen (see `preload`) and not among them.
+    objects = gc.get_objects()
+    # type(), not isinstance: an arbitrary object's __class__ may run code.
+    types = list(map(type, objects))
+    wanted = {kind for kind in set(types) if issubclass(kind, nn.Module)}
+    return list(itertools.compress(objects, map(wanted.__contains__, types)))
 
 
 def state_of(models: Iterable[nn.Module], params: Iterable[torch.Tensor]) -> list[torch.Tensor]:

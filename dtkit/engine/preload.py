@@ -7,6 +7,7 @@ package half way, and Python then hands one of them half a module.
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import logging
 from typing import TYPE_CHECKING
@@ -23,9 +24,14 @@ _DELAY_S = 0.5
 
 
 def begin(modules: Sequence[str]) -> None:
-    """Import the modules one by one; a cell that comes meanwhile waits for one of them at most."""
+    """Import the modules one by one; a cell that comes meanwhile waits for one of them at most.
+
+    What is loaded is frozen: a million objects of torch's that live for ever
+    need not be gone through at every garbage collection, nor in search of models.
+    """
     loop = asyncio.get_running_loop()
     waiting = list(modules)
+    _freeze()
 
     def load_next() -> None:
         if not agent().is_busy:
@@ -34,7 +40,14 @@ def begin(modules: Sequence[str]) -> None:
                 importlib.import_module(name)
             except Exception:  # whoever needs it will say so
                 logging.getLogger("dtkit").exception("%s cannot be loaded", name)
+            if not waiting:
+                _freeze()
         if waiting:
             loop.call_later(_DELAY_S if agent().is_busy else 0.0, load_next)
 
     loop.call_later(_DELAY_S, load_next)
+
+
+def _freeze() -> None:
+    if not agent().has_run_cells:  # the user's objects stay where they can be collected
+        gc.freeze()

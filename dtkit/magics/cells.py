@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ShownCell", "go_on_in_background", "run_on_ranks", "train_on_ranks", "with_header"]
 
+_SHOW_AFTER_S = 0.1
+"""A dashboard is built after this: it would take the ranks' cores just when they begin, and a
+run that is over by then needs none."""
 _REFRESH_S = 0.1
 _MAX_SHOWN_CHARS = 50_000
 
@@ -78,9 +81,12 @@ def train_on_ranks(
     displays = _Displays(run.output, session.world_size)
 
     def showing() -> Iterator[None]:
-        dashboard.start(run.view())
+        begin_s: float | None = time.monotonic() + _SHOW_AFTER_S
         try:
             for _ in steps:
+                if begin_s is not None and time.monotonic() > begin_s:
+                    begin_s = None
+                    dashboard.start(run.view())
                 if dashboard.is_due():
                     dashboard.update(run.view(), run.output.blocks())
                 displays.refresh()
@@ -89,7 +95,9 @@ def train_on_ranks(
             _settle(run)
             dashboard.finish(run.view(), run.output.blocks())
             displays.refresh(is_final=True)
+            run.shown.set()
 
+    run.shown.clear()
     return showing(), run.requests
 
 

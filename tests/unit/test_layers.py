@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 
 BASE = (
+    "dtkit.alarm",
     "dtkit.errors",
     "dtkit._ranks",
     "dtkit.compression",
