@@ -47,6 +47,7 @@ class Agent:
         self._parent: dict[str, Any] = {}
         self.has_run_cells = False
         self._num_cells = 0
+        self._cell_begun_s = 0.0
         self._handlers: dict[str, Callable[[Request], Request]] = {"cut": self._cut}
 
     def on(self, operation: str, handler: Callable[[Request], Request]) -> None:
@@ -57,6 +58,11 @@ class Agent:
     def is_busy(self) -> bool:
         """Whether a cell or a call of the driver is running on the main thread."""
         return self._num_cells > 0 or bool(self.kernel.shell_is_blocking)
+
+    @property
+    def cell_seconds(self) -> float:
+        """How long the cell has been running that was begun last."""
+        return time.monotonic() - self._cell_begun_s
 
     def note_parent(self) -> None:
         """Remember the request that is running: events are sent as its output."""
@@ -76,6 +82,8 @@ class Agent:
     def before_cell(self, _info: Any) -> None:
         """Count the cell in; IPython calls this."""
         self.has_run_cells = True
+        if not self._num_cells:
+            self._cell_begun_s = time.monotonic()
         self._num_cells += 1
 
     def after_cell(self, _result: Any) -> None:

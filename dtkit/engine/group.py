@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dtkit.engine import status
+from dtkit.engine import status, where
 from dtkit.engine.agent import agent, install
 from dtkit.engine.shell import current_shell
 
@@ -97,6 +97,7 @@ def join(spec: dict[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
     _name_everything(owner.group)
     status.install(owner)
+    where.install(owner)
     return _facts(owner.group)
 
 

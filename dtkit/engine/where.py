@@ -1,0 +1,162 @@
+"""Where this rank is now: its cell's line, and whether it computes, waits for data or for others.
+
+It is read from the main thread's frames, from any other thread, so it costs the
+training nothing and answers while the main thread is stuck in a collective.
+"""
+
+from __future__ import annotations
+
+import json
+import linecache
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+
+from dtkit.engine.shell import current_shell
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from dtkit.engine.agent import Agent
+
+__all__ = ["Place", "install", "look"]
+
+_WAITING_FOR_DATA = ("torch/utils/data/dataloader.py",)
+_COMMUNICATING = ("torch/distributed/", "dtkit/engine/reduce/")
+_BACKWARD = "_engine_run_backward"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a rank is.
+
+    Attributes:
+        state: idle, python (computing, or anything else), data or collective.
+        line: the cell's line, or the script's; None while idle.
+        file: the script that `line` belongs to; empty: the cell.
+        operation: the collective's name, such as all_reduce.
+        sequence: its number among the collectives of its group, from 1; None for
+            point-to-point operations of gloo, which are not numbered.
+        group: the group's description; empty for the whole group.
+        seconds: how long it has been in the collective or has waited for data;
+            else since the cell began.
+    """
+
+    state: str
+    line: int | None = None
+    file: str = ""
+    operation: str = ""
+    sequence: int | None = None
+    group: str = ""
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the place as JSON values."""
+        return asdict(self)
+
+
+def look(owner: Agent) -> Place:
+    """Return where the main thread is now."""
+    if not owner.is_busy:
+        return Place("idle")
+    frames = _frames()
+    line, file = _line(frames)
+    cell_s = owner.cell_seconds
+    data_s = _data_seconds(frames)
+    if data_s is not None:
+        return Place("data", line, file, seconds=data_s)
+    called = _called(frames)
+    flight = _in_flight() if called or _may_wait(frames) else None
+    if flight is None:
+        # gloo's send and recv are in no record: the frame alone tells of them.
+        state = "collective" if called else "python"
+        return Place(state, line, file, operation=called, seconds=cell_s)
+    name, description = flight["process_group"]
+    is_whole = name in ("", "0") or description == "default_pg"
+    return Place(
+        "collective",
+        line,
+        file,
+        operation=called or flight["profiling_name"].partition(":")[2],
+        sequence=flight["p2p_seq_id"] if flight["is_p2p"] else flight["collective_seq_id"],
+        group="" if is_whole else description,
+        seconds=max(0.0, (time.time_ns() - flight["time_created_ns"]) / 1e9),
+    )
+
+
+def install(owner: Agent) -> None:
+    """Let the agent answer `where`."""
+    owner.on("where", lambda _request: look(owner).to_dict())
+
+
+def _frames() -> list[FrameType]:
+    """Return the main thread's frames, the innermost first."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)  # noqa: SLF001
+    found = []
+    while frame is not None:
+        found.append(frame)
+        frame = frame.f_back
+    return found
+
+
+def _line(frames: list[FrameType]) -> tuple[int | None, str]:
+    """Return the innermost line of the cell that runs, or of the script that it runs."""
+    cells = current_shell().compile._filename_map  # noqa: SLF001  no public way
+    outermost = None
+    for i in range(len(frames) - 1, -1, -1):
+        name = frames[i].f_code.co_filename
+        if outermost is None and name in cells:
+            outermost = name
+        elif outermost is not None and name.endswith("dtkit/engine/script.py") and i > 0:
+            outermost = frames[i - 1].f_code.co_filename
+            break
+    if outermost is None:
+        return None, ""
+    for frame in frames:
+        if frame.f_code.co_filename == outermost:
+            return frame.f_lineno, "" if outermost in cells else PurePath(outermost).name
+    return None, ""
+
+
+def _data_seconds(frames: list[FrameType]) -> float | None:
+    """Return how long the rank has waited for a batch; None if it does not."""
+    if not any(f.f_code.co_filename.endswith(_WAITING_FOR_DATA) for f in frames):
+        return None
+    for frame in frames:
+        if frame.f_code.co_qualname == "TimedBatches.__next__":
+            return time.perf_counter() - float(frame.f_locals.get("start", time.perf_counter()))
+    return 0.0
+
+
+def _called(frames: list[FrameType]) -> str:
+    """Return the function of torch.distributed that the rank is in, as the user knows it."""
+    for frame in reversed(frames):
+        name, file = frame.f_code.co_name, frame.f_code.co_filename
+        if file.endswith("torch/distributed/distributed_c10d.py") and hasattr(dist, name):
+            return name
+    return ""
+
+
+def _may_wait(frames: list[FrameType]) -> bool:
+    """Whether the innermost frame is one from which C++ waits for collectives."""
+    code = frames[0].f_code
+    if code.co_name == _BACKWARD or any(part in code.co_filename for part in _COMMUNICATING):
+        return True
+    return "wait" in linecache.getline(code.co_filename, frames[0].f_lineno)
+
+
+def _in_flight() -> dict[str, Any] | None:
+    """Return the oldest collective that has not ended, from torch's flight recorder."""
+    # No public way, and no type stub of it.
+    dump = import_module("torch._C._distributed_c10d")._dump_fr_trace_json  # noqa: SLF001
+    record = json.loads(dump())
+    for entry in record.get("entries", ()):
+        if not entry["retired"] and entry["state"] != "completed":
+            return dict(entry)
+    return None

@@ -1,0 +1,96 @@
+"""A rank that is busy, or stuck, says where it is."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import dtkit
+
+SETUP = """
+import threading, time
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+gate = threading.Event()
+model = DistributedDataParallel(nn.Linear(2, 2))
+x = torch.ones(1, 2)
+"""
+WAIT = "if rank == 1:\n    gate.wait()\n"  # rank 1 is then on line 2
+
+
+def places_when(
+    session: dtkit.Session, cell: str, is_there: Callable[[dict[int, dict[str, Any]]], bool]
+) -> dict[int, dict[str, Any]]:
+    """Run a cell, wait until the ranks are where they should be, and end it."""
+    _, requests, steps = session.running(cell)
+    try:
+        while True:
+            next(steps)
+            places = session._engines.control("where")
+            if is_there(places):
+                return places
+            threading.Event().wait(0.01)
+    finally:
+        requests.interrupt()
+        requests.interrupt()
+        for _ in steps:
+            threading.Event().wait(0.01)
+
+
+def states(places: dict[int, dict[str, Any]]) -> list[str]:
+    return [place["state"] for place in places.values()]
+
+
+@pytest.fixture(scope="module")
+def prepared(session2: dtkit.Session) -> dtkit.Session:
+    """Two ranks with a model."""
+    session2.execute(SETUP)
+    return session2
+
+
+@pytest.mark.parametrize(
+    ("line", "operation", "is_numbered"),
+    [
+        ("dist.all_reduce(torch.ones(1))", "all_reduce", True),
+        ("dist.recv(torch.ones(1), src=1)", "recv", False),
+        ("dist.all_gather_object([None, None], 1)", "all_gather_object", True),
+        ("dist.all_reduce(torch.ones(1), async_op=True).wait()", "all_reduce", True),
+    ],
+)
+def test_a_rank_in_a_collective_says_which(
+    prepared: dtkit.Session, line: str, operation: str, is_numbered: object
+) -> None:
+    places = places_when(
+        prepared, f"{WAIT}\n{line}", lambda places: states(places) == ["collective", "python"]
+    )
+    assert (places[0]["operation"], places[0]["line"]) == (operation, 4)
+    assert (places[0]["sequence"] is not None) == is_numbered
+    assert (places[1]["state"], places[1]["line"]) == ("python", 2)
+
+
+def test_ddp_waits_in_its_backward(prepared: dtkit.Session) -> None:
+    prepared.execute("model = DistributedDataParallel(nn.Linear(2, 2))")
+    cell = f"{WAIT}\nmodel(x).sum().backward()"
+    places = places_when(prepared, cell, lambda places: states(places) == ["collective", "python"])
+    assert (places[0]["operation"], places[0]["line"]) == ("all_reduce", 4)
+
+
+def test_a_rank_that_waits_for_data(prepared: dtkit.Session) -> None:
+    cell = (
+        "def collate(batch):\n    gate.wait()\nfor b in DataLoader([1], collate_fn=collate): pass"
+    )
+    places = places_when(prepared, cell, lambda places: states(places) == ["data", "data"])
+    assert places[0]["line"] == 2
+
+
+def test_an_idle_rank(prepared: dtkit.Session) -> None:
+    places = prepared._engines.control("where")
+    assert states(places) == ["idle", "idle"]
+    assert places[0]["line"] is None
