@@ -32,7 +32,10 @@ _ABANDON_TIMEOUT_S = 5.0
 _POLL_S = 0.01
 _STOPPED = "RunStopped"
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
-_ECHO = re.compile(r"gloo|nccl|Connection (closed|reset)|Broken pipe|aborted", re.IGNORECASE)
+_BROKEN = ("RuntimeError", "DistBackendError", "HorovodInternalError")
+_ECHO = re.compile(
+    r"gloo|nccl|Connection (closed|reset)|Broken pipe|aborted|is gone", re.IGNORECASE
+)
 
 
 class Supervisor:
@@ -189,8 +192,8 @@ def failure_of(reply: Reply, *, is_released: bool = False) -> RankFailure:
     traceback = _ANSI.sub("", reply.traceback)
     lines = re.findall(r"Cell[^\n]*?In\[\d+\][^\n]*?line (\d+)", traceback)
     is_echo = bool(
-        (is_released and reply.ename in ("KeyboardInterrupt", "RuntimeError", "DistBackendError"))
-        or (reply.ename in ("RuntimeError", "DistBackendError") and _ECHO.search(reply.evalue))
+        (is_released and reply.ename in ("KeyboardInterrupt", *_BROKEN))
+        or (reply.ename in _BROKEN and _ECHO.search(reply.evalue))
     )
     return RankFailure(
         rank=reply.rank,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from dtkit.engine.shell import current_shell
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from dtkit.engine.group import Group
 
@@ -34,6 +34,9 @@ class Run(Protocol):
 
     def answer(self, request: Request) -> Request:
         """Answer a control request that is about the run."""
+
+    def stand_back(self, params: Sequence[Any], reason: str) -> None:
+        """Leave parameters to whoever distributes them already."""
 
 
 class Agent:

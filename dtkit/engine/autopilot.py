@@ -87,6 +87,11 @@ class Autopilot:
         """Take over an optimizer that the cell has made."""
         self._adoption.adopt(optimizer)
 
+    def stand_back(self, params: Iterable[torch.Tensor], reason: str) -> None:
+        """Leave parameters, and the cell's DataLoaders, to whoever distributes them already."""
+        self._is_users = True
+        self._adoption.release(params, reason)
+
     def before_backward(self) -> float:
         """Make ready for a backward pass; returns the weight of its gradients."""
         self._adoption.before_first_use()
@@ -272,10 +277,7 @@ class Autopilot:
 
     def _standing_back_for_ddp(self, original: Callable[..., None]) -> Callable[..., None]:
         def __init__(ddp: Any, module: torch.nn.Module, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-            self._is_users = True
-            self._adoption.release(
-                module.parameters(), "its model is wrapped in DistributedDataParallel"
-            )
+            self.stand_back(module.parameters(), "its model is wrapped in DistributedDataParallel")
             original(ddp, module, *args, **kwargs)
 
         return __init__

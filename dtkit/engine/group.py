@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,10 @@ from dtkit.engine import status, where
 from dtkit.engine.agent import agent, install
 from dtkit.engine.shell import current_shell
 
-__all__ = ["Group", "join", "leave", "open_store", "release"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["Group", "join", "leave", "more_links", "open_store", "release"]
 
 COLLECTIVE_TIMEOUT_S = 24 * 3600
 """Ranks are freed by `release`, not by a time-out: a step may rightly take hours."""
@@ -40,6 +43,8 @@ class Group:
     store: dist.TCPStore
     sockets: list[socket.socket] = field(default_factory=list)
     """Duplicates of gloo's connected sockets, made while they were known to be gloo's."""
+    on_release: list[Callable[[], None]] = field(default_factory=list)
+    """Called by `release`: whoever lets this rank wait for others outside of collectives."""
 
 
 def open_store(world_size: int) -> int:
@@ -131,7 +136,17 @@ def release(group: Group) -> int:
     for duplicate in group.sockets:
         with contextlib.suppress(OSError):  # already closed by its peer
             duplicate.shutdown(socket.SHUT_RD)
+    for free in group.on_release:
+        free()
     return len(group.sockets)
+
+
+@contextlib.contextmanager
+def more_links(group: Group) -> Iterator[None]:
+    """Let `release` also cut the connections of groups that are made within the context."""
+    before = _sockets()
+    yield
+    group.sockets += _duplicates(before, int(group.store.port))
 
 
 def _backends(backend: str) -> str:

@@ -29,6 +29,10 @@ from dtkit.events import Note, RankEnded, RankStarted
 from dtkit.recipe import Recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
     from dtkit.engine.agent import Agent
     from dtkit.engine.group import Group
 
@@ -109,6 +113,11 @@ class ActiveRun:
     def note(self, text: str) -> None:
         """Tell the user something about this run."""
         self.recorder.emit(Note(self._group.rank, text))
+
+    def stand_back(self, params: Sequence[torch.Tensor], reason: str) -> None:
+        """Leave parameters, and how the cell's data is divided, to whoever distributes them."""
+        if self.autopilot is not None:
+            self.autopilot.stand_back(params, reason)
 
     def _end_parts(self, state: str) -> None:
         for part in self._parts:

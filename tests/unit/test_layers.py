@@ -102,6 +102,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "traitlets",  # the settings that %config lists
         *BASE,
     ),
+    # Horovod's interface: on engines, and in scripts that a launcher starts.
+    "dtkit.horovod": (
+        "torch",
+        "cloudpickle",
+        "dtkit.engine.reduce",
+        "dtkit.errors",
+    ),
     # Runs on the engines; the driver names it by string.
     "dtkit.engine": (
         "torch",
@@ -126,6 +133,7 @@ MAY_IMPORT_LAZILY: dict[str, tuple[str, ...]] = {
         "dtkit.engine.log",
         "IPython",
     ),
+    "dtkit.horovod": ("dtkit.engine.agent", "dtkit.engine.group"),  # in a process that is an engine
     "dtkit.transfer": ("cloudpickle",),  # loads torch when the object that it reads has tensors
     "dtkit._text": ("dtkit.telemetry",),  # the types that it puts into words
     "dtkit.telemetry": ("pandas",),  # optional: History.to_pandas

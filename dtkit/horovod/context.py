@@ -1,0 +1,257 @@
+"""Context: this process's place in the job, its groups and its end of the negotiation."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import os
+import secrets
+import socket
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from dtkit.horovod.controller import Controller, Handle
+from dtkit.horovod.coordinator import Coordinator, Patience
+from dtkit.horovod.engine import engine_place, on_release, recording_links
+from dtkit.horovod.errors import HorovodInternalError
+from dtkit.horovod.movement import Nothing
+from dtkit.horovod.negotiation import GLOBAL_SET
+from dtkit.horovod.place import Place, place_of
+from dtkit.horovod.reduction import zeros_for
+from dtkit.horovod.rendezvous import make_group
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dtkit.horovod.controller import Collective
+    from dtkit.horovod.wire import Message
+
+__all__ = ["Context", "Topology", "close", "current", "is_open", "open_context"]
+
+_NOT_INITIALIZED = "Horovod has not been initialized: call hvd.init() first"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topology:
+    """Where a rank stands; a host's ranks are counted in the host's own order."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    cross_rank: int
+    cross_size: int
+    is_homogeneous: bool
+
+
+@dataclass(slots=True)
+class Context:
+    """What `hvd.init` makes and `hvd.shutdown` ends."""
+
+    topology: Topology
+    world: Any  # torch's default group, to notice that it was rebuilt
+    is_group_ours: bool
+    device: torch.device
+    groups: dict[int, dist.ProcessGroup]
+    members: dict[int, tuple[int, ...]]
+    controller: Controller
+    coordinator: Coordinator | None
+    counters: dict[tuple[int, str], Iterator[int]] = field(default_factory=dict)
+    _users: dict[int, Iterator[int]] = field(default_factory=dict)
+
+    def submit(self, process_set: int, kind: str, name: str | None, made: Collective) -> Handle:
+        """Submit a collective; one without a name is numbered, by kind and process set."""
+        if name is None:
+            count = self.counters.setdefault((process_set, kind), itertools.count(1))
+            name = f"noname.{next(count)}"
+        return self.controller.submit(process_set, f"{kind}.{name}", made)
+
+    def next_user(self, process_set: int) -> int:
+        """Return a number for something that names its own tensors, such as an optimizer."""
+        return next(self._users.setdefault(process_set, itertools.count(1)))
+
+    def agree(self, process_set: int, name: str, made: Nothing) -> Message:
+        """Wait until all ranks of a process set have said the same; returns the answer."""
+        answer: Message = self.controller.submit(process_set, name, made).wait()
+        return answer
+
+    def group_of(self, process_set: int) -> dist.ProcessGroup:
+        """Return a process set's group.
+
+        Raises:
+            ValueError: this rank is not in it, or it was removed.
+        """
+        group = self.groups.get(process_set)
+        if group is None:
+            state = "does not include this rank" if process_set in self.members else "is not there"
+            msg = f"process set {process_set} {state}"
+            raise ValueError(msg)
+        return group
+
+    def add_group(self, process_set: int, ranks: tuple[int, ...]) -> None:
+        """Make a process set's group; all ranks of the job call this in the same order."""
+        if process_set in self.members:
+            return
+        with recording_links():
+            group = dist.new_group(list(ranks))
+            if self.topology.rank in ranks:
+                self.groups[process_set] = group
+                # The first collective opens the connections.
+                dist.all_reduce(torch.zeros(1, device=self.device), group=group)
+        self.members[process_set] = ranks
+
+    def drop_group(self, process_set: int) -> None:
+        """Forget a process set."""
+        del self.members[process_set]
+        group = self.groups.pop(process_set, None)
+        if group is not None:
+            dist.destroy_process_group(group)
+
+
+class _Open:
+    """The context of this process, of which there is one as in Horovod itself."""
+
+    context: Context | None = None
+
+
+def current() -> Context:
+    """Return the context.
+
+    Raises:
+        ValueError: `hvd.init` was not called.
+        HorovodInternalError: the group was rebuilt since.
+    """
+    context = _Open.context
+    if context is None:
+        raise ValueError(_NOT_INITIALIZED)
+    if context.world is not dist.group.WORLD:
+        msg = "the process group was rebuilt since hvd.init(): call hvd.init() again"
+        raise HorovodInternalError(msg)
+    return context
+
+
+def is_open() -> bool:
+    """Return whether `hvd.init` was called, and the group is still the same."""
+    return _Open.context is not None and _Open.context.world is dist.group.WORLD
+
+
+def open_context() -> None:
+    """Join the job, or the group that is there already; harmless when it was done."""
+    if is_open():
+        return
+    if _Open.context is not None:  # its group is gone
+        _abandon(_Open.context)
+    is_ours = not dist.is_initialized()
+    place = engine_place() or place_of(os.environ)
+    if is_ours:
+        make_group(place)
+    place = Place(
+        launcher=place.launcher, rank=dist.get_rank(), size=dist.get_world_size(),
+        local_rank=place.local_rank, local_size=place.local_size, node=place.node, job=place.job,
+    )  # fmt: skip
+    topology, hosts = _topology(place)
+    device = _device(topology)
+    with recording_links():
+        group = dist.new_group()
+        dist.all_reduce(torch.zeros(1, device=device), group=group)
+    coordinator, address, token = _coordinate(topology, hosts)
+    everyone = tuple(range(topology.size))
+    controller = Controller(address, topology.rank, token, _stand_in)
+    _Open.context = Context(
+        topology, dist.group.WORLD, is_ours, device, {GLOBAL_SET: group},
+        {GLOBAL_SET: everyone}, controller, coordinator,
+    )  # fmt: skip
+    on_release(lambda: controller.fail("this rank was released"))
+    atexit.register(close)
+
+
+def close() -> None:
+    """Leave the job; harmless when it was left."""
+    context, _Open.context = _Open.context, None
+    if context is None:
+        return
+    atexit.unregister(close)
+    context.controller.close()
+    if context.coordinator is not None:
+        context.coordinator.wait()
+    if context.world is not dist.group.WORLD:
+        return
+    if context.is_group_ours:
+        dist.destroy_process_group()
+    else:
+        for group in context.groups.values():
+            dist.destroy_process_group(group)
+
+
+def _stand_in(answer: Message) -> Collective:
+    """Return what this rank contributes after it has joined: zeros."""
+    if answer["meta"]["kind"] == "barrier":
+        return Nothing("barrier")
+    context = current()
+    return zeros_for(answer, context.groups[answer["set"]], context.device)
+
+
+def _abandon(context: Context) -> None:
+    _Open.context = None
+    atexit.unregister(close)
+    context.controller.close()
+
+
+def _topology(place: Place) -> tuple[Topology, list[str]]:
+    """Exchange what each rank knows of its host; returns the hosts too, by rank."""
+    mine = (place.node or socket.gethostname(), place.local_rank, socket.gethostname())
+    everyone: list[tuple[str, int | None, str]] = [mine] * place.size
+    dist.all_gather_object(everyone, mine)
+    nodes = [node for node, _, _ in everyone]
+    order = list(dict.fromkeys(nodes))
+    local_ranks = [
+        nodes[:r].count(node) if local is None else local
+        for r, (node, local, _) in enumerate(everyone)
+    ]
+    sizes = [nodes.count(node) for node in order]
+    local_rank = local_ranks[place.rank]
+    peers = [nodes[r] for r in range(place.size) if local_ranks[r] == local_rank]
+    topology = Topology(
+        rank=place.rank, size=place.size, local_rank=local_rank,
+        local_size=nodes.count(mine[0]), cross_rank=peers.index(mine[0]),
+        cross_size=len(peers), is_homogeneous=len(set(sizes)) == 1,
+    )  # fmt: skip
+    return topology, [host for _, _, host in everyone]
+
+
+def _device(topology: Topology) -> torch.device:
+    if "nccl" in dist.get_backend_config():
+        torch.cuda.set_device(topology.local_rank)
+        return torch.device("cuda", topology.local_rank)
+    return torch.device("cpu")
+
+
+def _coordinate(
+    topology: Topology, hosts: list[str]
+) -> tuple[Coordinator | None, tuple[str, int], str]:
+    """Start the coordinator on rank 0, and tell everyone where it listens."""
+    found: list[Any] = [None]
+    coordinator = None
+    if topology.rank == 0:
+        host = "127.0.0.1"
+        if len(set(hosts)) > 1:
+            host = os.environ.get("MASTER_ADDR") or socket.gethostbyname(socket.gethostname())
+        listener = socket.create_server((host, 0), backlog=topology.size)
+        token = secrets.token_hex(16)
+        coordinator = Coordinator(listener, topology.size, token, _patience())
+        found = [(listener.getsockname()[:2], token)]
+    dist.broadcast_object_list(found, src=0)
+    (host, port), token = found[0]
+    return coordinator, (host, port), token
+
+
+def _patience() -> Patience:
+    if os.environ.get("HOROVOD_STALL_CHECK_DISABLE", "0") not in ("", "0"):
+        return Patience(warning_s=0.0)
+    return Patience(
+        warning_s=float(os.environ.get("HOROVOD_STALL_CHECK_TIME_SECONDS", "60")),
+        shutdown_s=float(os.environ.get("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "0")),
+    )

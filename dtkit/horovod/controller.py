@@ -1,0 +1,196 @@
+"""Controller: a rank's own end of the negotiation, and the handles of what it has submitted."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dtkit.horovod.errors import HorovodInternalError
+from dtkit.horovod.wire import Line, Message
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Collective", "Controller", "Handle"]
+
+_CYCLE_S = 1e-3
+"""A name is not free before: Horovod's cycle, in which a second tensor of a name is an error."""
+_MAX_RESERVED = 64
+_SILENT_S = 0.5
+"""A rank that has waited so long says so: if all do, what they wait for never comes."""
+
+
+class Collective(Protocol):
+    """What is done once all ranks are ready."""
+
+    meta: Message
+    extra: Any
+
+    def launch(self, answer: Message) -> None:
+        """Start; called on the controller's thread, in the same order on all ranks."""
+
+    def is_done(self) -> bool:
+        """Whether `finish` would not wait; called after `launch`."""
+
+    def finish(self) -> Any:
+        """Wait for the end and return the result."""
+
+
+class Handle:
+    """A collective under way; `hvd.synchronize` waits for it."""
+
+    def __init__(
+        self, controller: Controller, key: tuple[int, str], collective: Collective
+    ) -> None:
+        self._controller = controller
+        self._key = key
+        self._collective: Collective | None = collective
+        self._launched = threading.Event()
+        self.free_s = time.monotonic() + _CYCLE_S
+        self._error: BaseException | None = None
+        self._result: Any = None
+
+    @property
+    def name(self) -> str:
+        """The name that was negotiated."""
+        return self._key[1]
+
+    def launch(self, answer: Message) -> None:
+        """Start the collective, or take the error that came instead."""
+        try:
+            if "error" in answer:
+                self._error = HorovodInternalError(f"{self.name}: {answer['error']}")
+            elif self._collective is not None:
+                self._collective.launch(answer)
+        except Exception as error:  # noqa: BLE001  raised where the result is asked for
+            self._error = error
+        finally:
+            self._launched.set()
+
+    def fail(self, error: BaseException) -> None:
+        """End the wait with an error."""
+        self._error = error
+        self._launched.set()
+
+    def is_done(self) -> bool:
+        """Return whether `wait` would return at once."""
+        if not self._launched.is_set():
+            return False
+        return self._error is not None or self._collective is None or self._collective.is_done()
+
+    def wait(self) -> Any:
+        """Return the result, once it is there; the same again when asked again.
+
+        Raises:
+            HorovodInternalError: it failed, here or on another rank.
+        """
+        if not self._launched.wait(_SILENT_S):
+            self._controller.tell({"do": "wait", "set": self._key[0], "name": self._key[1]})
+            self._launched.wait()
+        if self._error is None and self._collective is not None:
+            try:
+                self._result = self._collective.finish()
+            except RuntimeError as error:
+                self._error = HorovodInternalError(f"{self.name}: {error}")
+                self._error.__cause__ = error
+            self._collective = None
+        self.free_s = 0.0
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+
+class Controller:
+    """Submits collectives and starts them when they are agreed on.
+
+    Args:
+        address: host and port of the coordinator.
+        rank: this rank.
+        token: what the coordinator wants to hear.
+        stand_in: returns the collective of zeros with which a rank that has
+            joined takes part in another's.
+    """
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        rank: int,
+        token: str,
+        stand_in: Callable[[Message], Collective],
+    ) -> None:
+        self._line = Line(socket.create_connection(address))
+        self._stand_in = stand_in
+        self._handles: dict[tuple[int, str], Handle] = {}
+        self._reserved: dict[tuple[int, str], Handle] = {}
+        self._lock = threading.Lock()
+        self._broken: BaseException | None = None
+        self._line.send({"rank": rank, "token": token})
+        self._thread = threading.Thread(target=self._listen, name="dtkit-hvd", daemon=True)
+        self._thread.start()
+
+    def submit(self, process_set: int, name: str, collective: Collective) -> Handle:
+        """Say that this rank is ready for a collective.
+
+        Raises:
+            ValueError: one of this name is under way.
+            HorovodInternalError: the connection is broken.
+        """
+        key = (process_set, name)
+        handle = Handle(self, key, collective)
+        with self._lock:
+            if self._broken is not None:
+                raise self._broken
+            if key in self._handles or self._is_reserved(key):
+                msg = f"a tensor named {name!r} is being processed: give this one another name"
+                raise ValueError(msg)
+            self._handles[key] = self._reserved[key] = handle
+            if len(self._reserved) > _MAX_RESERVED:
+                self._reserved = {k: h for k, h in self._reserved.items() if self._is_reserved(k)}
+        self.tell({
+            "do": "submit", "set": process_set, "name": name,
+            "meta": collective.meta, "extra": collective.extra,
+        })  # fmt: skip
+        return handle
+
+    def tell(self, message: Message) -> None:
+        """Send the coordinator a message; if it is gone, `fail` has said so or will."""
+        with contextlib.suppress(OSError):
+            self._line.send(message)
+
+    def fail(self, reason: str) -> None:
+        """Fail everything that is under way, and all that is submitted from now on."""
+        with self._lock:
+            self._broken = self._broken or HorovodInternalError(reason)
+            handles, self._handles = list(self._handles.values()), {}
+        for handle in handles:
+            handle.fail(self._broken)
+
+    def close(self) -> None:
+        """Leave; others that need this rank get an error."""
+        self.tell({"do": "leave"})
+        self.fail("Horovod was shut down: call hvd.init()")
+        self._line.close()
+        self._thread.join()
+
+    def _is_reserved(self, key: tuple[int, str]) -> bool:
+        """Whether a tensor of this name may still be under way."""
+        handle = self._reserved.get(key)
+        return handle is not None and (time.monotonic() < handle.free_s or not handle.is_done())
+
+    def _listen(self) -> None:
+        while (messages := self._line.receive()) is not None:
+            for message in messages:
+                self._start(message)
+        self.fail("rank 0 is gone: its process ended, or Horovod was shut down there")
+
+    def _start(self, answer: Message) -> None:
+        with self._lock:
+            handle = self._handles.pop((answer["set"], answer["name"]), None)
+        if handle is not None:
+            handle.launch(answer)
+        elif "error" not in answer:  # this rank has joined
+            with contextlib.suppress(RuntimeError):  # the others see it fail, and say so
+                self._stand_in(answer).launch(answer)

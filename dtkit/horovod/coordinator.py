@@ -1,0 +1,145 @@
+"""Coordinator: the thread of rank 0 that holds the negotiation and answers every rank."""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import selectors
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dtkit.horovod.negotiation import Negotiation
+from dtkit.horovod.wire import Line, Message
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterable
+
+__all__ = ["Coordinator", "Patience"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a tensor may wait for a rank.
+
+    Attributes:
+        warning_s: after that many seconds it is said, on rank 0; 0 means never.
+        shutdown_s: after that many seconds it fails; 0 means never.
+    """
+
+    warning_s: float = 60.0
+    shutdown_s: float = 0.0
+
+    @property
+    def tick_s(self) -> float | None:
+        """How often to look; None: never."""
+        used = [s for s in (self.warning_s, self.shutdown_s) if s > 0]
+        return max(0.05, min(1.0, *(s / 4 for s in used), 1.0)) if used else None
+
+
+class Coordinator:
+    """Serves the ranks until all of them are gone.
+
+    Args:
+        listener: where they connect.
+        size: how many there are.
+        token: what each must say first.
+        patience: with ranks that do not come.
+    """
+
+    def __init__(self, listener: socket.socket, size: int, token: str, patience: Patience) -> None:
+        self._listener = listener
+        self._size = size
+        self._token = token
+        self._patience = patience
+        self._negotiation = Negotiation(size)
+        self._lines: dict[int, Line] = {}
+        self._accepted: list[Line] = []
+        self._num_gone = 0
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listener, selectors.EVENT_READ)
+        self._thread = threading.Thread(
+            target=self._serve, name="dtkit-hvd-coordinator", daemon=True
+        )
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until every rank has left: they need this thread until then."""
+        self._thread.join()
+
+    def _serve(self) -> None:
+        while self._num_gone < self._size:
+            for key, _ in self._selector.select(self._patience.tick_s):
+                if key.data is None:
+                    self._accept()
+                else:
+                    self._read(*key.data)
+            self._look_for_stalls()
+        self._selector.close()
+        self._listener.close()
+        for line in self._accepted:
+            line.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # it hung up at once
+            line = Line(self._listener.accept()[0])
+            self._accepted.append(line)
+            self._selector.register(line.connection, selectors.EVENT_READ, (line, None))
+
+    def _read(self, line: Line, rank: int | None) -> None:
+        messages = line.receive()
+        if messages is None:
+            self._selector.unregister(line.connection)
+            line.close()
+            if rank is not None and rank in self._lines:
+                self._lose(rank, "is gone: its process ended")
+            return
+        for message in messages:
+            if rank is None:
+                rank = self._greet(line, message)
+                if rank is None:
+                    return
+            else:
+                self._take(rank, message)
+
+    def _greet(self, line: Line, message: Message) -> int | None:
+        self._selector.unregister(line.connection)
+        if not hmac.compare_digest(str(message.get("token")), self._token):
+            line.close()
+            return None
+        rank = int(message["rank"])
+        self._lines[rank] = line
+        self._selector.register(line.connection, selectors.EVENT_READ, (line, rank))
+        return rank
+
+    def _take(self, rank: int, message: Message) -> None:
+        if message["do"] == "submit":
+            self._answer(self._negotiation.submit(rank, message, time.monotonic()))
+        elif message["do"] == "wait":
+            self._answer(self._negotiation.wait(rank, (message["set"], message["name"])))
+        elif message["do"] == "leave" and rank in self._lines:
+            self._lose(rank, "has shut down")
+
+    def _lose(self, rank: int, reason: str) -> None:
+        del self._lines[rank]
+        self._num_gone += 1
+        self._answer(self._negotiation.lose(rank, reason))
+
+    def _answer(self, answers: Iterable[tuple[int, Message]]) -> None:
+        for rank, message in answers:
+            line = self._lines.get(rank)
+            if line is not None:
+                with contextlib.suppress(OSError):  # its end comes as a message of its own
+                    line.send(message)
+
+    def _look_for_stalls(self) -> None:
+        now_s = time.monotonic()
+        if self._patience.warning_s > 0:
+            for _, text in self._negotiation.stalled(now_s, self._patience.warning_s):
+                sys.stderr.write(f"hvd: {text}\n")
+                sys.stderr.flush()
+        if self._patience.shutdown_s > 0:
+            self._answer(self._negotiation.expired(now_s, self._patience.shutdown_s))

@@ -1,0 +1,200 @@
+"""Collectives that compute: all-reduce with Horovod's operations, and reduce-scatter."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from dtkit.horovod.adasum import adasum
+from dtkit.horovod.movement import Started, concatenated, split_like
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dtkit.horovod.wire import Message
+
+__all__ = ["AllReduce", "Op", "ReduceScatter", "zeros_for"]
+
+
+class Op(Enum):
+    """How tensors are combined; the values are Horovod's."""
+
+    AVERAGE = 0
+    SUM = 1
+    ADASUM = 2
+    MIN = 3
+    MAX = 4
+    PRODUCT = 5
+
+
+_HALF = (torch.float16, torch.bfloat16)
+_REDUCE = {
+    Op.AVERAGE: dist.ReduceOp.SUM,
+    Op.SUM: dist.ReduceOp.SUM,
+    Op.MIN: dist.ReduceOp.MIN,
+    Op.MAX: dist.ReduceOp.MAX,
+    Op.PRODUCT: dist.ReduceOp.PRODUCT,
+}
+
+
+class AllReduce(Started):
+    """Combines tensors of all ranks of a group, several of them as one.
+
+    Args:
+        tensors: what this rank contributes.
+        op: how they are combined.
+        group: the ranks.
+        scales: factors before and after.
+        outputs: where the results go; None: into new tensors.
+        mark: told to all ranks along with it.
+    """
+
+    kind = "allreduce"
+
+    def __init__(
+        self,
+        tensors: Sequence[torch.Tensor],
+        op: Op,
+        group: dist.ProcessGroup,
+        *,
+        scales: tuple[float, float] = (1.0, 1.0),
+        outputs: Sequence[torch.Tensor] | None = None,
+        mark: Any = None,
+    ) -> None:
+        super().__init__(group)
+        self._tensors = [t.detach() for t in tensors]
+        self._outputs = None if outputs is None else [o.detach() for o in outputs]
+        self._op = op
+        self._scales = scales
+        self.marks: list[Any] = []
+        self.extra = mark
+        self.meta: Message = {
+            "kind": self.kind,
+            "dtype": [str(t.dtype).removeprefix("torch.") for t in tensors],
+            "shape": [list(t.shape) for t in tensors],
+            "device": [t.device.type for t in tensors],
+            "op": op.name.lower(),
+            "scale": list(scales),
+        }
+        self._buffers: list[tuple[list[int], torch.Tensor]] = []
+        self._gathered: list[list[torch.Tensor]] = []
+        self._fill()
+
+    def start(self, answer: Message) -> None:
+        """Start one collective for each dtype."""
+        self.marks = answer["extras"]
+        for _, buffer in self._buffers:
+            if not buffer.numel():
+                continue
+            if self._op is Op.ADASUM:
+                rows = list(buffer.new_empty((self.group.size(), buffer.numel())).unbind())
+                self._gathered.append(rows)
+                self.add(dist.all_gather(rows, buffer, group=self.group, async_op=True))
+            else:
+                self.add(
+                    dist.all_reduce(buffer, _REDUCE[self._op], group=self.group, async_op=True)
+                )
+
+    @torch.no_grad()
+    def collect(self) -> list[torch.Tensor]:
+        """Return the combined tensors."""
+        results: dict[int, torch.Tensor] = {}
+        gathered = iter(self._gathered)
+        for members, buffer in self._buffers:
+            if self._op is Op.ADASUM and buffer.numel():
+                self._combine(members, buffer, next(gathered))
+            whole = self._scaled_after(buffer)
+            shapes = [self._tensors[i] for i in members]
+            results.update(zip(members, split_like(whole, shapes), strict=True))
+        found = [results[i] for i in range(len(self._tensors))]
+        if self._outputs is None:
+            return found
+        for output, result in zip(self._outputs, found, strict=True):
+            if output.data_ptr() != result.data_ptr():
+                output.copy_(result)
+        return self._outputs
+
+    @torch.no_grad()
+    def _fill(self) -> None:
+        """Lay tensors of the same dtype end to end, in buffers that may be written to."""
+        by_dtype: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+        for i, tensor in enumerate(self._tensors):
+            by_dtype.setdefault((tensor.dtype, tensor.device), []).append(i)
+        for members in by_dtype.values():
+            tensors = [self._tensors[i] for i in members]
+            is_own = self._outputs is not None and all(
+                self._outputs[i].data_ptr() == self._tensors[i].data_ptr() for i in members
+            )
+            buffer = concatenated(tensors, may_alias=is_own)
+            self._buffers.append((members, scaled(buffer, self._factor_before(buffer))))
+
+    def _factor_before(self, buffer: torch.Tensor) -> float:
+        # Divided first: half precision may not hold the sum.
+        is_divided = self._op is Op.AVERAGE and buffer.dtype in _HALF
+        return self._scales[0] / (self.group.size() if is_divided else 1)
+
+    def _combine(
+        self, members: list[int], buffer: torch.Tensor, rows: Sequence[torch.Tensor]
+    ) -> None:
+        shapes = [self._tensors[i] for i in members]
+        parts = [split_like(row, shapes) for row in rows]
+        combined = [adasum([part[i] for part in parts]) for i in range(len(members))]
+        buffer.copy_(torch.cat([c.reshape(-1) for c in combined]))
+
+    def _scaled_after(self, buffer: torch.Tensor) -> torch.Tensor:
+        whole = scaled(buffer, self._scales[1])
+        if self._op is not Op.AVERAGE or buffer.dtype in _HALF:
+            return whole
+        if whole.is_floating_point() or whole.is_complex():
+            return whole.div_(self.group.size())
+        return whole.div_(self.group.size(), rounding_mode="trunc")
+
+
+class ReduceScatter(AllReduce):
+    """Combines tensors and leaves each rank its part of the rows.
+
+    Over the wire it is an all-reduce: gloo has no reduce-scatter of uneven parts.
+    """
+
+    kind = "reducescatter"
+
+    def collect(self) -> list[torch.Tensor]:
+        """Return this rank's rows; the first ranks have one more if they do not divide."""
+        rank, size = self.group.rank(), self.group.size()
+        mine = []
+        for whole in super().collect():
+            rows, more = divmod(whole.shape[0], size)
+            first = rank * rows + min(rank, more)
+            mine.append(whole[first : first + rows + (rank < more)].clone())
+        return mine
+
+
+def zeros_for(answer: Message, group: dist.ProcessGroup, device: torch.device) -> AllReduce:
+    """Return what a rank that has joined contributes to the all-reduce of the others."""
+    meta = answer["meta"]
+    tensors = [
+        torch.zeros(
+            shape,
+            dtype=getattr(torch, dtype),
+            device=device if kind == device.type else kind,
+        )
+        for shape, dtype, kind in zip(meta["shape"], meta["dtype"], meta["device"], strict=True)
+    ]
+    return AllReduce(tensors, Op[meta["op"].upper()], group)
+
+
+def scaled(tensor: torch.Tensor, factor: float) -> torch.Tensor:
+    """Return the tensor times the factor, in place where its dtype can hold the product.
+
+    Half precision is multiplied as float32, integers as float64.
+    """
+    if factor == 1.0:
+        return tensor
+    if tensor.dtype in _HALF and tensor.is_cpu:
+        return tensor.copy_(tensor.float() * factor)
+    if tensor.is_floating_point() or tensor.is_complex():
+        return tensor.mul_(factor)
+    return tensor.copy_(tensor.double() * factor)

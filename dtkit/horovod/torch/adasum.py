@@ -1,0 +1,64 @@
+"""Adasum's optimizer: each rank steps by itself, and the changes are combined."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+
+from dtkit.horovod.reduction import Op
+from dtkit.horovod.torch.reducing import allreduce_async_
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from dtkit.horovod.torch.gradients import HowToReduce
+
+__all__ = ["DeltaMixin"]
+
+
+class DeltaMixin:
+    """Lets the optimizer step on this rank's gradients, and combines what that changed."""
+
+    _dtkit_distributed = True
+    param_groups: list[dict[str, Any]]
+
+    def prepare(
+        self, named: Sequence[tuple[str, torch.Tensor]], how: HowToReduce, passes: int
+    ) -> None:
+        """Take the parameters, and how their changes travel."""
+        self._parameter_names = {param: name for name, param in named}
+        self._how = how
+        self.backward_passes_per_step = passes
+
+    def synchronize(self) -> None:
+        """Do nothing: there is nothing to wait for before the step."""
+
+    def skip_synchronize(self) -> NoReturn:
+        """Raise: a step and its combination are one."""
+        msg = "skip_synchronize() has no meaning with op=hvd.Adasum"
+        raise AssertionError(msg)
+
+    def set_backward_passes_per_step(self, passes: int) -> None:
+        """Set how many backward passes make a step; it is the caller who steps."""
+        self.backward_passes_per_step = passes
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Step, and combine the changes of all ranks by Adasum."""
+        how = self._how
+        if not how.process_set.included():
+            return super().step(closure)  # type: ignore[misc]
+        before = [p.detach().clone() for p in self._parameter_names]
+        result = super().step(closure)  # type: ignore[misc]
+        pending = []
+        for (param, name), start in zip(self._parameter_names.items(), before, strict=True):
+            packed, ctx = how.compression.compress(param.detach() - start)
+            handle = allreduce_async_(
+                packed, name=f"delta.{name}", op=Op.ADASUM, process_set=how.process_set
+            )
+            pending.append((param, start, ctx, handle))
+        for param, start, ctx, handle in pending:
+            change = how.compression.decompress(handle.wait(), ctx)
+            param.detach().copy_(start + change)
+        return result

@@ -1,0 +1,285 @@
+"""Gradients of a `DistributedOptimizer`: reduced in rounds, finished inside `backward()`.
+
+A parameter is *ready* once it got a gradient as often as a step wants. At the end
+of a backward pass in which one became ready, all buckets are reduced that hold
+parameters whose turn has not come yet; full ones have left during the pass. Each
+rank says which of its parameters are ready, and those that were ready anywhere
+are *done* everywhere. So ranks need not have used the same parameters, and agree
+all the same on what is left. `finish`, before a step, goes on until all ranks are
+there; what no rank has used is then zero.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dtkit.horovod.context import Context, current
+from dtkit.horovod.reduction import AllReduce, Op
+from dtkit.horovod.sets import number_of
+from dtkit.horovod.torch.scattering import sparse_allreduce_async
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dtkit.horovod.controller import Handle
+    from dtkit.horovod.sets import ProcessSet
+    from dtkit.horovod.torch.compression import Compressor
+
+__all__ = ["Gradients", "HowToReduce"]
+
+_TOO_OFTEN = (
+    "Gradients were computed more than backward_passes_per_step times before a call to step(): "
+    "raise backward_passes_per_step to accumulate them, or call optimizer.zero_grad() first"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HowToReduce:
+    """The arguments of a `DistributedOptimizer` that say how gradients are combined."""
+
+    op: Op
+    compression: type[Compressor]
+    scales: tuple[float, float]
+    sparse_as_dense: bool
+    process_set: ProcessSet
+
+
+class _Slot:
+    """One parameter's state since the last step."""
+
+    def __init__(self, name: str, param: torch.Tensor) -> None:
+        self.name = name
+        self.param = param
+        self.num_left = 1
+        self.is_done = False
+        self.is_now = False
+        """Whether it got a gradient in the pass that is going on."""
+        self.is_sparse = False
+        """Whether some rank had a sparse gradient: then it travels alone."""
+        self._reduced: weakref.ref[torch.Tensor] | None = None
+
+    def reset(self, num_passes: int) -> None:
+        self.num_left, self.is_done, self.is_now, self._reduced = num_passes, False, False, None
+
+    def note_done(self) -> None:
+        self.is_done = True
+        grad = self.param.grad
+        self._reduced = None if grad is None else weakref.ref(grad)
+
+    def is_cleared(self) -> bool:
+        """Return whether the gradient was thrown away since it was reduced, without a step."""
+        return self._reduced is None or self._reduced() is not self.param.grad
+
+
+class _Bucket:
+    """Parameters that are reduced by one collective."""
+
+    def __init__(self, number: int, slots: Sequence[_Slot]) -> None:
+        self.number = number
+        self.slots = list(slots)
+        self.handle: Handle | None = None
+        self.sent: AllReduce | None = None
+        self.packed: list[tuple[_Slot, Any]] = []
+
+    def is_full(self) -> bool:
+        return all(slot.num_left <= 0 or slot.is_done for slot in self.slots)
+
+    def is_settled(self) -> bool:
+        return all(slot.is_done or not slot.param.requires_grad for slot in self.slots)
+
+
+class Gradients:
+    """Reduces the gradients of some parameters.
+
+    Args:
+        buckets: names and parameters, those that are reduced together together.
+        how: how they are combined.
+        num_passes: backward passes per step; their gradients are summed.
+    """
+
+    def __init__(
+        self,
+        buckets: Sequence[Sequence[tuple[str, torch.Tensor]]],
+        how: HowToReduce,
+        num_passes: int,
+    ) -> None:
+        self._how = how
+        self._num_passes = num_passes
+        self._buckets = [
+            _Bucket(i, [_Slot(name, param) for name, param in bucket])
+            for i, bucket in enumerate(buckets)
+        ]
+        self._bucket_of = {id(s.param): (b, s) for b in self._buckets for s in b.slots}
+        self._pass: int | None = None
+        self._number: tuple[Context, int] | None = None
+        this = weakref.ref(self)  # a parameter must not keep alive what keeps it alive
+        self._handles = [
+            slot.param.register_post_accumulate_grad_hook(lambda param: _fire(this, param))
+            for bucket in self._buckets
+            for slot in bucket.slots
+        ]
+        weakref.finalize(self, _remove, self._handles)
+        self.reset(num_passes)
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there are gradients that are not reduced yet."""
+        return any(s.num_left < self._num_passes and not s.is_done for s in self._slots())
+
+    def reset(self, num_passes: int | None = None) -> None:
+        """Begin a new step."""
+        self._num_passes = num_passes or self._num_passes
+        self._pass = None
+        for slot in self._slots():
+            slot.reset(self._num_passes)
+
+    def fire(self, param: torch.Tensor) -> None:
+        """Take note of a parameter's gradient; its hook calls this."""
+        bucket, slot = self._bucket_of[id(param)]
+        if slot.is_done:
+            if not slot.is_cleared():
+                raise AssertionError(_TOO_OFTEN)
+            self._reset_cleared()  # the step was skipped, as a GradScaler does
+        if slot.num_left <= 0 and not slot.is_now:
+            raise AssertionError(_TOO_OFTEN)
+        self._begin_pass()
+        slot.num_left -= 1
+        slot.is_now = True
+        if slot.num_left == 0 and bucket.is_full():
+            self._send(bucket, is_final=False)
+
+    def finish(self) -> None:
+        """Reduce what is left: after this, all ranks have equal gradients for a step."""
+        while waiting := [b for b in self._buckets if b.handle or not b.is_settled()]:
+            for bucket in waiting:
+                if bucket.handle is None:
+                    self._send(bucket, is_final=True)
+            for bucket in waiting:
+                self._receive(bucket)
+
+    def _begin_pass(self) -> None:
+        # By its number: a pass that raised never came to its end.
+        number = torch._C._current_graph_task_id()  # noqa: SLF001
+        if number != self._pass:
+            self._pass = number
+            for slot in self._slots():
+                slot.is_now = False
+            torch.autograd.Variable._execution_engine.queue_callback(self._end_pass)  # noqa: SLF001
+
+    def _end_pass(self) -> None:
+        self._pass = None
+        if any(slot.is_now and slot.num_left <= 0 for slot in self._slots()):
+            waiting = [b for b in self._buckets if b.handle or not b.is_settled()]
+            for bucket in waiting:
+                if bucket.handle is None:
+                    self._send(bucket, is_final=False)
+            for bucket in waiting:
+                self._receive(bucket)
+
+    @torch.no_grad()
+    def _send(self, bucket: _Bucket, *, is_final: bool) -> None:
+        how, context = self._how, current()
+        number = number_of(how.process_set)
+        group = context.group_of(number)
+        ready, sparse, tensors = [], [], []
+        bucket.packed = []
+        for i, slot in enumerate(bucket.slots):
+            grad = None if slot.is_done else slot.param.grad
+            if grad is not None and grad.is_sparse and not how.sparse_as_dense:
+                sparse.append(i)
+            if grad is not None and (slot.num_left <= 0 or slot.is_now or is_final):
+                ready.append(i)
+            if not slot.is_sparse:
+                packed, ctx = how.compression.compress(_dense(grad, slot.param, i in sparse))
+                tensors.append(packed)
+                bucket.packed.append((slot, ctx))
+        mark = {"ready": ready, "sparse": sparse, "final": is_final}
+        bucket.sent = AllReduce(tensors, how.op, group, scales=how.scales, mark=mark)
+        name = f"gradients.{self._own_number(context, number)}.{bucket.number}"
+        bucket.handle = context.submit(number, "allreduce", name, bucket.sent)
+
+    @torch.no_grad()
+    def _receive(self, bucket: _Bucket) -> None:
+        handle, sent = bucket.handle, bucket.sent
+        bucket.handle = bucket.sent = None
+        assert handle is not None  # noqa: S101  it was sent
+        assert sent is not None  # noqa: S101
+        results = handle.wait()
+        marks = [mark for mark in sent.marks if mark is not None]  # None: a rank that has joined
+        ready = {i for mark in marks for i in mark["ready"]}
+        for i in {i for mark in marks for i in mark["sparse"]}:
+            bucket.slots[i].is_sparse = True
+        grads = {
+            id(slot): self._how.compression.decompress(result, ctx)
+            for result, (slot, ctx) in zip(results, bucket.packed, strict=True)
+        }
+        for i in sorted(ready):
+            slot = bucket.slots[i]
+            if not slot.is_done:
+                self._put(slot, grads.get(id(slot)))
+        if all(mark["final"] for mark in marks):
+            for slot in bucket.slots:
+                if not slot.is_done and slot.param.requires_grad:
+                    _zero(slot)
+
+    def _put(self, slot: _Slot, grad: torch.Tensor | None) -> None:
+        """Store a reduced gradient where the optimizer looks."""
+        param = slot.param
+        if slot.is_sparse:
+            mine = param.grad if param.grad is not None else torch.zeros_like(param)
+            mine = mine if mine.is_sparse else mine.to_sparse(1)
+            param.grad = sparse_allreduce_async(
+                mine, f"gradient.{slot.name}", self._how.op, self._how.process_set
+            )()
+        elif grad is None:
+            msg = f"the gradient of {slot.name} was not sent"
+            raise RuntimeError(msg)
+        elif param.grad is None:
+            param.grad = grad.clone()
+        elif param.grad.is_sparse:
+            param.grad = grad.to_sparse(1)
+        else:
+            param.grad.copy_(grad)
+        slot.note_done()
+
+    def _reset_cleared(self) -> None:
+        for slot in self._slots():
+            if not slot.is_done or slot.is_cleared():
+                slot.reset(self._num_passes)
+
+    def _own_number(self, context: Context, process_set: int) -> int:
+        """Return what this object is known by to all ranks: the order of first use."""
+        if self._number is None or self._number[0] is not context:
+            self._number = (context, context.next_user(process_set))
+        return self._number[1]
+
+    def _slots(self) -> list[_Slot]:
+        return [slot for bucket in self._buckets for slot in bucket.slots]
+
+
+def _fire(this: weakref.ref[Gradients], param: torch.Tensor) -> None:
+    gradients = this()
+    if gradients is not None:
+        gradients.fire(param)
+
+
+def _remove(handles: list[Any]) -> None:
+    for handle in handles:
+        handle.remove()
+
+
+def _dense(grad: torch.Tensor | None, param: torch.Tensor, is_left_out: bool) -> torch.Tensor:
+    if grad is None or is_left_out:
+        return torch.zeros_like(param)
+    return grad.to_dense() if grad.is_sparse else grad
+
+
+def _zero(slot: _Slot) -> None:
+    """Let a parameter that no rank has used have a zero gradient, as Horovod does."""
+    if slot.param.grad is None and not slot.is_sparse:
+        slot.param.grad = torch.zeros_like(slot.param)
+    slot.note_done()
