@@ -7,8 +7,9 @@ from typing import Any
 
 from dtkit.errors import InvalidInputError
 
-__all__ = ["ON_NAN", "RunOptions"]
+__all__ = ["HVD", "ON_NAN", "RunOptions"]
 
+HVD = ("auto", "dtkit")
 ON_NAN = ("warn", "stop", "ignore")
 
 
@@ -17,13 +18,19 @@ class RunOptions:
     """The options of a run that are not its recipe.
 
     Attributes:
+        hvd: what `import horovod.torch` gives: `auto`, Horovod where it is installed, or
+            `dtkit`, its interface on torch.distributed.
         on_nan: what happens when a loss is not finite: `warn` (a note, once),
             `stop` (the run fails there, with its state kept) or `ignore`.
     """
 
+    hvd: str = "auto"
     on_nan: str = "warn"
 
     def __post_init__(self) -> None:
+        if self.hvd not in HVD:
+            msg = f"--hvd {self.hvd}: choose one of {', '.join(HVD)}"
+            raise InvalidInputError(msg)
         if self.on_nan not in ON_NAN:
             msg = f"--on-nan {self.on_nan}: choose one of {', '.join(ON_NAN)}"
             raise InvalidInputError(msg)
@@ -35,6 +42,8 @@ class RunOptions:
         `dtkit.engine.parts`.
         """
         parts: list[tuple[str, dict[str, Any]]] = []
+        if self.hvd == "dtkit":
+            parts.append(("dtkit.horovod.part:make", {}))
         if self.on_nan != "ignore":
             parts.append(("dtkit.engine.nan_guard:make", {"is_fatal": self.on_nan == "stop"}))
         return parts

@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from dtkit.engine import weights
 from dtkit.engine.models import (
     already_distributed,
+    averages_itself,
     find_models,
     live_modules,
     parameters_of,
@@ -78,6 +79,7 @@ class Adoption:
         self._wire = wire
         self._group = wire.group
         self._note = note
+        self._noted: set[str] = set()
         self._adopted: WeakKeyDictionary[Optimizer, _Adopted] = WeakKeyDictionary()
         self._synchronizers: WeakSet[GradSynchronizer] = WeakSet()
         self._counted: WeakSet[torch.nn.Module] = WeakSet()
@@ -164,6 +166,9 @@ class Adoption:
     def _take(self, optimizer: Optimizer) -> None:
         """Take over all of an optimizer's parameters, also from another one's synchronizer."""
         entry = self._adopted[optimizer]
+        if averages_itself(optimizer):
+            self._leave_alone(optimizer, "hvd.DistributedOptimizer combines its gradients")
+            return
         params = [p for p in parameters_of(optimizer) if p.is_leaf]
         if any(is_lazy(p) for p in params):  # until the first forward pass: then again
             entry.num_params = -1
@@ -172,8 +177,6 @@ class Adoption:
         entry.frozen = [p for p in params if not p.requires_grad]
         models, state = self._survey(params)
         reason = already_distributed(params, models)
-        if getattr(optimizer, "_dtkit_distributed", False):
-            reason = "it averages gradients itself"
         if reason is None and not state:
             reason = "its parameters differ between ranks in number or shape (model parallel?)"
         if reason is not None:
@@ -236,4 +239,7 @@ class Adoption:
         for synchronizer in entry.synchronizers:
             synchronizer.close()
         entry.synchronizers = []
-        self._note(f"{type(optimizer).__name__} left alone: {reason}")
+        note = f"{type(optimizer).__name__} left alone: {reason}"
+        if note not in self._noted:  # an optimizer, and the one that was made of it
+            self._noted.add(note)
+            self._note(note)

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from dtkit.engine import randomness, saving
 from dtkit.engine.adoption import Adoption
 from dtkit.engine.loader import ShardedLoaders, why_whole
-from dtkit.engine.models import already_distributed, named_in
+from dtkit.engine.models import already_distributed, named_in, uses_distributed
 from dtkit.engine.patches import replaced
 from dtkit.engine.reduce import Passes
 
@@ -78,7 +78,8 @@ class Autopilot:
     def prepare(self, source: str, namespace: Mapping[str, Any]) -> None:
         """Let all ranks begin a cell alike: random numbers, and weights that are there."""
         randomness.share(self._group)
-        self._is_users = already_distributed([], named_in(source, namespace)) is not None
+        is_wrapped = already_distributed([], named_in(source, namespace)) is not None
+        self._is_users = is_wrapped or uses_distributed(source, namespace)
         # type(), not isinstance: an arbitrary object's __class__ may run code.
         found = {id(v): v for v in namespace.values() if issubclass(type(v), Optimizer)}
         self._adoption.equalize(found.values())

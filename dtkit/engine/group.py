@@ -19,6 +19,7 @@ import torch.distributed as dist
 from dtkit.engine import status, where
 from dtkit.engine.agent import agent, install
 from dtkit.engine.shell import current_shell
+from dtkit.horovod import alias
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -75,6 +76,7 @@ def join(spec: dict[str, Any]) -> dict[str, Any]:
             and port: where rank 0's store listens.
     """
     install()
+    alias.install()
     rank, world_size = int(spec["rank"]), int(spec["world_size"])
     owner = agent()
     store = owner.group_store if rank == 0 else None

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "already_distributed",
+    "averages_itself",
     "find_models",
     "live_modules",
     "named_in",
@@ -24,6 +25,7 @@ __all__ = [
     "running_statistics",
     "sparse_parameters",
     "state_of",
+    "uses_distributed",
 ]
 
 
@@ -90,6 +92,21 @@ def already_distributed(params: Sequence[torch.Tensor], models: Iterable[nn.Modu
             if isinstance(module, DistributedDataParallel):
                 return "its model is wrapped in DistributedDataParallel"
     return None
+
+
+def averages_itself(optimizer: object) -> bool:
+    """Return whether an optimizer combines its gradients over the ranks, as Horovod's does."""
+    return bool(getattr(optimizer, "_dtkit_distributed", False))
+
+
+def uses_distributed(source: str, namespace: Mapping[str, Any]) -> bool:
+    """Return whether a cell uses an optimizer of an earlier cell that combines gradients itself."""
+    return any(
+        re.search(rf"\b{name}\b", source)
+        and not re.search(rf"^\s*{name}\s*=", source, re.MULTILINE)
+        for name, value in namespace.items()
+        if issubclass(type(value), torch.optim.Optimizer) and averages_itself(value)
+    )
 
 
 def named_in(source: str, namespace: Mapping[str, Any]) -> list[nn.Module]:

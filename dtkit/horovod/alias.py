@@ -75,21 +75,19 @@ class _Finder(MetaPathFinder):
         return sys.modules.get("horovod") is sys.modules.get(_OURS, self)
 
     def _becomes_ours(self) -> bool:
-        found = None if self.is_forced else PathFinder.find_spec("horovod")
-        return found is None or _is_stub(found)
+        return self.is_forced or _is_without()
 
 
 def install(*, is_forced: bool = False) -> None:
     """Let `import horovod` find dtkit's layer from now on; harmless when it does.
 
     Args:
-        is_forced: also where Horovod is installed; what was imported of it is forgotten.
+        is_forced: also where Horovod is installed. Modules of the other one are forgotten.
     """
     uninstall()
-    if is_forced:
-        ours = sys.modules.get(_OURS)
-        if sys.modules.get("horovod") is not ours:
-            _forget()
+    is_ours_now = sys.modules.get("horovod") is sys.modules.get(_OURS)
+    if "horovod" in sys.modules and is_ours_now != (is_forced or _is_without()):
+        _forget()
     sys.meta_path.insert(0, _Finder(is_forced=is_forced))
 
 
@@ -108,5 +106,7 @@ def _forget() -> None:
         del sys.modules[name]
 
 
-def _is_stub(spec: ModuleSpec) -> bool:
-    return bool(spec.origin) and "_path" in str(spec.origin) and "dtkit" in str(spec.origin)
+def _is_without() -> bool:
+    """Return whether Horovod is not installed: nothing is found, or a stand-in of ours."""
+    found = PathFinder.find_spec("horovod")
+    return found is None or str(found.origin).endswith("dtkit/horovod/_path/horovod/__init__.py")

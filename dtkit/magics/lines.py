@@ -11,7 +11,7 @@ from IPython.core.error import UsageError
 from dtkit.compression import METHODS
 from dtkit.magics.arguments import Parser
 from dtkit.magics.base import RANKS_HELP
-from dtkit.options import ON_NAN, RunOptions
+from dtkit.options import HVD, ON_NAN, RunOptions
 from dtkit.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -33,6 +33,10 @@ def _train() -> Parser:
     parser.add_argument(
         "--compress", default="none", metavar="METHOD",
         help=f"how gradients travel: {', '.join(METHODS)} (topk:0.01, powersgd:4)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--hvd", default="auto", choices=HVD,
+        help="what `import horovod.torch` gives: Horovod where it is installed (auto), or dtkit's",
     )  # fmt: skip
     parser.add_argument(
         "--on-nan", default="warn", choices=ON_NAN,

@@ -107,6 +107,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "torch",
         "cloudpickle",
         "dtkit.engine.reduce",
+        "dtkit.engine.parts",
         "dtkit.errors",
     ),
     # Runs on the engines; the driver names it by string.
@@ -117,6 +118,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "cloudpickle",
         "IPython",
         "dtkit.compression",
+        "dtkit.horovod.alias",  # engines import Horovod's interface by Horovod's name
         "dtkit.errors",
         "dtkit.events",
         "dtkit.recipe",
@@ -133,7 +135,11 @@ MAY_IMPORT_LAZILY: dict[str, tuple[str, ...]] = {
         "dtkit.engine.log",
         "IPython",
     ),
-    "dtkit.horovod": ("dtkit.engine.agent", "dtkit.engine.group"),  # in a process that is an engine
+    "dtkit.horovod": (
+        "dtkit.engine.agent",
+        "dtkit.engine.group",
+        "dtkit.engine.run",
+    ),  # in a process that is an engine
     "dtkit.transfer": ("cloudpickle",),  # loads torch when the object that it reads has tensors
     "dtkit._text": ("dtkit.telemetry",),  # the types that it puts into words
     "dtkit.telemetry": ("pandas",),  # optional: History.to_pandas
