@@ -7,10 +7,11 @@ from typing import Any
 
 from dtkit.errors import InvalidInputError
 
-__all__ = ["HVD", "ON_NAN", "RunOptions"]
+__all__ = ["HVD", "ON_NAN", "WRITERS", "RunOptions"]
 
 HVD = ("auto", "dtkit")
 ON_NAN = ("warn", "stop", "ignore")
+WRITERS = ("first", "all")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,10 +23,15 @@ class RunOptions:
             `dtkit`, its interface on torch.distributed.
         on_nan: what happens when a loss is not finite: `warn` (a note, once),
             `stop` (the run fails there, with its state kept) or `ignore`.
+        tensorboard: where the run is written for TensorBoard, in a folder of its
+            name; "" means its own folder, None not at all.
+        writers: whose `SummaryWriter` writes, the `first` rank's or those of `all`.
     """
 
     hvd: str = "auto"
     on_nan: str = "warn"
+    tensorboard: str | None = None
+    writers: str = "first"
 
     def __post_init__(self) -> None:
         if self.hvd not in HVD:
@@ -33,6 +39,9 @@ class RunOptions:
             raise InvalidInputError(msg)
         if self.on_nan not in ON_NAN:
             msg = f"--on-nan {self.on_nan}: choose one of {', '.join(ON_NAN)}"
+            raise InvalidInputError(msg)
+        if self.writers not in WRITERS:
+            msg = f"--writers {self.writers}: choose one of {', '.join(WRITERS)}"
             raise InvalidInputError(msg)
 
     def parts(self) -> list[tuple[str, dict[str, Any]]]:
@@ -46,4 +55,8 @@ class RunOptions:
             parts.append(("dtkit.horovod.part:make", {}))
         if self.on_nan != "ignore":
             parts.append(("dtkit.engine.nan_guard:make", {"is_fatal": self.on_nan == "stop"}))
+        if self.writers == "first":
+            parts.append(("dtkit.engine.writers:make", {}))
+        if self.tensorboard is not None:
+            parts.append(("dtkit.engine.grad_norm:make", {}))
         return parts

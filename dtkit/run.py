@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 import threading
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import psutil
 
 from dtkit.alarm import Alarm
 from dtkit.celloutput import CellOutput
-from dtkit.errors import DtkitError, InvalidInputError
+from dtkit.companions import accompany
+from dtkit.errors import DtkitError
 from dtkit.events import Note
+from dtkit.rundir import driver, new_folder, write_facts
 from dtkit.telemetry import RunState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
     from dtkit.events import Event
     from dtkit.options import RunOptions
     from dtkit.recipe import Recipe
-    from dtkit.telemetry import History, RunView
+    from dtkit.telemetry import History, News, RunView
 
 __all__ = ["Run", "create_run"]
 
 _SHOWN_TIMEOUT_S = 5.0
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class Run:
@@ -76,6 +73,7 @@ class Run:
         self.shown = threading.Event()
         """Cleared by whoever shows the run, until that is done; `wait` waits for it."""
         self.shown.set()
+        self._at_end: list[Callable[[Run], None]] = []
 
     @classmethod
     def load(cls, folder: str | Path) -> Run:
@@ -93,6 +91,11 @@ class Run:
         """One of running, finished, stopped and failed."""
         state = self._state.state
         return state if state in ("finished", "stopped", "failed") else "running"
+
+    @property
+    def end_unix_s(self) -> float:
+        """When it ended, seconds since the epoch; of a run that goes on, now."""
+        return self.start_unix_s + self._state.view().elapsed_s
 
     @property
     def history(self) -> History:
@@ -133,6 +136,26 @@ class Run:
         """Ask every rank to pause after its current step, or to go on."""
         self.requests.pause(is_paused)
 
+    def news(self, first_row: int, low: int, high: int | None) -> News:
+        """Return what is new for one that follows the run; see `RunState.news`."""
+        return self._state.news(first_row, low, high)
+
+    def at_end(self, follow: Callable[[Run], None]) -> None:
+        """Call `follow` with the run when it ends, before its last facts are written."""
+        self._at_end.append(follow)
+
+    def write_tensorboard(self, folder: str | Path | None = None) -> Path:
+        """Write the run as TensorBoard's event files, also one that was read back.
+
+        Args:
+            folder: gets them; None: `tensorboard` in the run's own folder.
+        """
+        from dtkit.companions import tensorboard_writer  # loads TensorBoard
+
+        target = self.dir / "tensorboard" if folder is None else Path(folder)
+        tensorboard_writer(self, target).close(self.state, self.end_unix_s)
+        return target
+
     def note(self, text: str) -> None:
         """Add a line to what the summary says was done or left alone."""
         self._state.handle(Note(self.ranks[0], text))
@@ -156,6 +179,11 @@ class Run:
         """Close the run and write its last facts to its folder."""
         self.error = error
         self._state.end(state, str(error) if error else None)
+        for follow in self._at_end:
+            try:
+                follow(self)
+            except Exception as failure:  # noqa: BLE001  the run has ended all the same: it is told
+                self.note(f"{failure} ({type(failure).__name__})")
         self.write()
         self._ended.set()
 
@@ -175,11 +203,9 @@ class Run:
             "loss": None if math.isnan(view.loss) else view.loss,
             "notes": list(view.notes),
             "error": view.error,
-            "driver": _driver(),
+            "driver": driver(),
         }
-        temporary = self.dir / "run.json.tmp"
-        temporary.write_text(json.dumps(facts, indent=2) + "\n")
-        temporary.replace(self.dir / "run.json")
+        write_facts(self.dir, facts)
 
     def _repr_mimebundle_(self, **_kwargs: Any) -> dict[str, object]:
         from dtkit._summary import summary_bundle  # loads matplotlib: only when shown
@@ -237,37 +263,12 @@ def create_run(
     Raises:
         InvalidInputError: the name is no plain file name.
     """
-    if name is not None and not _NAME.fullmatch(name):
-        msg = (
-            f"--name {name}: use letters, digits, '.', '_' and '-', "
-            "beginning with a letter or digit"
-        )
-        raise InvalidInputError(msg)
-    base = name or time.strftime("%Y%m%d-%H%M%S")
-    folder = _new_folder(runs_dir, base)
+    folder = new_folder(runs_dir, name)
     run = Run(
         folder.name, cell, folder, recipe=recipe, options=options, ranks=ranks,
         environment=environment,
     )  # fmt: skip
     (folder / "cell.py").write_text(cell)
     run.write()
+    accompany(run)
     return run
-
-
-def _driver() -> dict[str, Any]:
-    """Return who drives the run, so that another kernel can tell whether it goes on."""
-    process = psutil.Process()
-    return {"pid": process.pid, "start_unix_s": process.create_time()}
-
-
-def _new_folder(parent: Path, base: str) -> Path:
-    parent.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        folder = parent / (base if number == 1 else f"{base}-{number}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return folder.resolve()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from dtkit.celloutput import CellOutput
@@ -10,12 +11,15 @@ from dtkit.options import RunOptions
 from dtkit.recipe import Recipe
 from dtkit.run import Requests, Run, create_run
 from dtkit.session_core import Registry, SessionCore
+from dtkit.tensorboard.server import Boards
 from dtkit.transfer import Transfer, pull, push
 from dtkit.values import RankStatus
 from dtkit.waiting import drive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from dtkit.tensorboard.server import TensorBoard
 
 __all__ = ["Session", "current_session", "last_run"]
 
@@ -144,6 +148,17 @@ class Session(SessionCore):
                 )
             )
         return tuple(found)
+
+    def tensorboard(self, folder: str | Path | None = None) -> TensorBoard:
+        """Start TensorBoard on a folder, once; it ends with the session.
+
+        Args:
+            folder: of logs; None: that of the session's runs.
+        """
+        self._check_open()
+        if self._boards is None:
+            self._boards = Boards()
+        return self._boards.open(Path(folder or self.runs_dir))
 
     def reset_group(self) -> None:
         """Build the process group anew; the ranks keep their namespaces."""

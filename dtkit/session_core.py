@@ -17,12 +17,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dtkit.run import Run
+    from dtkit.tensorboard.server import Boards
 
 __all__ = ["Registry", "SessionCore"]
 
 _PRELOAD = ("torch", "torch.distributed", "torch.utils.data", "dtkit.engine.run")
 """Loaded by the engines while they start."""
-_LOAD_WHEN_IDLE = ("sympy", "torch.fx.experimental.symbolic_shapes", "torch._dynamo")
+_LOAD_WHEN_IDLE = (
+    "sympy",
+    "torch.fx.experimental.symbolic_shapes",
+    "torch._dynamo",
+    "torch.utils.tensorboard",
+)
 """Loaded by them afterwards: an optimizer's first step loads the compiler, two seconds that a
 first run would otherwise spend before its first point is drawn."""
 
@@ -55,6 +61,7 @@ class SessionCore:
         self._group = ProcessGroup(self._engines, self.slots, backend)
         self._conductor = Conductor(self._engines, self._group)
         self._is_closed = False
+        self._boards: Boards | None = None
 
     @classmethod
     def start(
@@ -159,6 +166,8 @@ class SessionCore:
         atexit.unregister(self._close_at_exit)
         if Registry.session is self:
             Registry.session = None
+        if self._boards is not None:
+            self._boards.close()
         self._cluster.stop(is_hurried=is_hurried)
 
     def _close_at_exit(self) -> None:

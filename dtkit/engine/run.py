@@ -54,6 +54,7 @@ class ActiveRun:
         self._agent = owner
         self._group: Group = owner.group
         self._recipe = Recipe.from_dict(spec["recipe"])
+        self.ranks = tuple(map(int, spec["ranks"]))
         self._has_ended = False
         self._depth = 0
         self.control = Control()
@@ -64,7 +65,7 @@ class ActiveRun:
             Path(spec["dir"]) / f"rank-{self._group.rank}.jsonl",
             owner.send,
         )
-        self.autopilot = self._make_autopilot(tuple(spec["ranks"]))
+        self.autopilot = self._make_autopilot(self.ranks)
         self._name = f"dtkit/{self._group.generation}/{spec['dir']}"
         self._parts = make_parts(self, spec["parts"])
         self._watch = Watch(self.recorder, self.control, self.autopilot, self._parts)

@@ -11,7 +11,7 @@ from IPython.core.error import UsageError
 from dtkit.compression import METHODS
 from dtkit.magics.arguments import Parser
 from dtkit.magics.base import RANKS_HELP
-from dtkit.options import HVD, ON_NAN, RunOptions
+from dtkit.options import HVD, ON_NAN, WRITERS, RunOptions
 from dtkit.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -45,6 +45,15 @@ def _train() -> Parser:
     parser.add_argument("--manual", action="store_true", help="the cell distributes itself")
     parser.add_argument("--name", metavar="NAME", help="name of the run and its folder")
     parser.add_argument("--ranks", default="all", metavar="RANKS", help=RANKS_HELP)
+    parser.add_argument(
+        "--tensorboard", nargs="?", const="", metavar="DIR",
+        help="write the run for TensorBoard, into DIR/<name> or the run's own folder; "
+        "before a script write --tensorboard=DIR",
+    )  # fmt: skip
+    parser.add_argument(
+        "--writers", default="first", choices=WRITERS,
+        help="whose SummaryWriter writes: the first rank's (default), or every rank's",
+    )  # fmt: skip
     return parser
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
@@ -11,9 +13,11 @@ from dtkit.archive import runs
 from dtkit.magics.arguments import Parser, usage_errors
 from dtkit.magics.base import DtkitMagics, say
 from dtkit.session import current_session
+from dtkit.tensorboard.server import Boards, has_events
 
 if TYPE_CHECKING:
     from dtkit.archive import Runs
+    from dtkit.tensorboard.server import TensorBoard
 
 __all__ = ["DistLookMagics"]
 
@@ -21,6 +25,12 @@ __all__ = ["DistLookMagics"]
 @magics_class
 class DistLookMagics(DtkitMagics):
     """Magics that show what runs left behind; none of them needs engines."""
+
+    def __init__(self, shell: Any) -> None:  # Any: Magics is not typed
+        super().__init__(shell)
+        self._boards = Boards()
+        """Those that were opened without a session: they end with the kernel."""
+        atexit.register(self._boards.close)
 
     @line_magic
     @usage_errors
@@ -38,6 +48,20 @@ class DistLookMagics(DtkitMagics):
         if not args.names:
             return found
         return found[args.names[0]] if len(args.names) == 1 else found.compare(*args.names)
+
+    @line_magic
+    @usage_errors
+    def dist_tensorboard(self, line: str) -> TensorBoard:
+        """Show TensorBoard, on the folder of the runs or on another; it ends with the session."""
+        args = TENSORBOARD.parse(line)
+        found = self._runs(None)
+        for name in args.names:
+            run = found[name]
+            if not has_events(run.dir):
+                run.write_tensorboard()
+        folder = Path(args.logdir) if args.logdir else found.folder
+        session = current_session()
+        return self._boards.open(folder) if session is None else session.tensorboard(folder)
 
     def _runs(self, folder: str | None) -> Runs:
         """Return the runs of a folder: the named, the session's, or the configured one."""
@@ -59,4 +83,15 @@ def _runs_parser() -> Parser:
     return parser
 
 
+def _tensorboard_parser() -> Parser:
+    parser = Parser(
+        "%dist_tensorboard",
+        "Show TensorBoard here; named runs that were not written for it are written now.",
+    )
+    parser.add_argument("names", nargs="*", metavar="RUN")
+    parser.add_argument("--logdir", metavar="DIR", help="what to show (default: all runs)")
+    return parser
+
+
 RUNS = _runs_parser()
+TENSORBOARD = _tensorboard_parser()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dtkit.events import STEP_COLUMNS
-from dtkit.telemetry.view import MAX_POINTS
+from dtkit.telemetry.view import MAX_POINTS, RankView
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,6 +23,7 @@ __all__ = ["WINDOW", "RankSeries", "Rows", "Smoother", "binned", "decimate", "la
 WINDOW = 8192
 """Steps kept per rank; a rank may fall this far behind before its row is merged without it."""
 _RECENT_STEPS = 50
+_GIB = 2**30
 _RATE_STEPS = 16
 _ROW = ("step", "time_s", "loss", "smooth", "samples", "step_ms", "data_ms", "comm_ms", "lr",
         "rate_low", "rate_high", "sent_bytes", "raw_bytes")  # fmt: skip
@@ -71,9 +72,30 @@ class RankSeries:
                                 block[STEP_COLUMNS.index("step_ms")].sum())  # fmt: skip
         return medians
 
+    def view(self) -> RankView:
+        recent = self.recent()
+        step_ms = recent.get("step_ms", math.nan)
+        data_ms, comm_ms = recent.get("data_ms", math.nan), recent.get("comm_ms", math.nan)
+        return RankView(
+            rank=self.rank,
+            host=self.host,
+            device=self.device,
+            pid=self.pid,
+            state=self.state,
+            step=self.step,
+            step_ms=step_ms,
+            compute_ms=step_ms - data_ms - comm_ms,
+            data_ms=data_ms,
+            comm_ms=comm_ms,
+            samples_per_s=recent.get("rate", math.nan),
+            peak_gib=self.peak_bytes / _GIB or math.nan,
+        )
+
 
 class Rows:
     """A growing table of merged steps, one row each."""
+
+    names = _ROW
 
     def __init__(self) -> None:
         self._data: Floats = np.empty((len(_ROW), 1024))

@@ -32,7 +32,8 @@ from dtkit.telemetry._series import (
     share,
 )
 from dtkit.telemetry.history import History
-from dtkit.telemetry.view import MAX_POINTS, RankView, RunView
+from dtkit.telemetry.news import News, metrics_within, newest, rows_from
+from dtkit.telemetry.view import MAX_POINTS, RunView
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -113,6 +114,20 @@ class RunState:
         """Return every merged step; a copy, so it does not change under the reader."""
         with self._lock:
             return self._history()
+
+    def news(self, first_row: int, low: int, high: int | None) -> News:
+        """Return the rows from `first_row` on, and metrics of steps above `low` and up to `high`.
+
+        Metrics of the newest steps may still lack a rank's; `high` None asks for them all.
+        """
+        with self._lock:
+            return News(
+                rows=rows_from(self._rows, first_row),
+                metrics=metrics_within(self._logged, self._log_time_s, low, high),
+                peaks_gib={r.rank: r.peak_bytes / _GIB for r in self._ranks.values()},
+                step=self._merged_step,
+                time_s=(self._end_unix_s or time.time()) - self.start_unix_s,
+            )
 
     @property
     def num_samples(self) -> float:
@@ -217,7 +232,7 @@ class RunState:
             raw_bytes=median(rows["raw_bytes"][tail]),
             peak_gib=max(r.peak_bytes for r in self._ranks.values()) / _GIB or math.nan,
             lr=last(rows["lr"]),
-            metrics={name: _newest(values) for name, values in self._logged.items()},
+            metrics={name: newest(values) for name, values in self._logged.items()},
             loss_step=rows["step"][keep],
             loss_raw=rows["loss"][keep],
             loss_smooth=rows["smooth"][keep],
@@ -225,7 +240,7 @@ class RunState:
             rate=rate[1],
             rate_low=rate[2],
             rate_high=rate[3],
-            ranks=tuple(self._rank_view(r) for r in self._ranks.values()),
+            ranks=tuple(r.view() for r in self._ranks.values()),
             notes=tuple(self._notes),
             error=self.error,
         )
@@ -237,25 +252,6 @@ class RunState:
         # the whole time so far over the steps so far, not the median step.
         pace_s = last(self._rows["time_s"]) / max(self._merged_step, 1)
         return max(0.0, (self._total_steps - self._merged_step) * pace_s)
-
-    def _rank_view(self, rank: RankSeries) -> RankView:
-        recent = rank.recent()
-        step_ms = recent.get("step_ms", math.nan)
-        data_ms, comm_ms = recent.get("data_ms", math.nan), recent.get("comm_ms", math.nan)
-        return RankView(
-            rank=rank.rank,
-            host=rank.host,
-            device=rank.device,
-            pid=rank.pid,
-            state=rank.state,
-            step=rank.step,
-            step_ms=step_ms,
-            compute_ms=step_ms - data_ms - comm_ms,
-            data_ms=data_ms,
-            comm_ms=comm_ms,
-            samples_per_s=recent.get("rate", math.nan),
-            peak_gib=rank.peak_bytes / _GIB or math.nan,
-        )
 
     def _history(self) -> History:
         rows = self._rows
@@ -290,8 +286,3 @@ class RunState:
                 logged[at[step]] = total / count
             columns[name if name not in columns else f"logged_{name}"] = logged
         return History(columns)
-
-
-def _newest(values: dict[int, tuple[float, int]]) -> float:
-    total, count = values[max(values)]
-    return total / count

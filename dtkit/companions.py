@@ -1,0 +1,38 @@
+"""What follows a run on the driver beside the dashboard: each begins here and ends with the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dtkit.run import Run
+    from dtkit.tensorboard.writer import TensorBoardWriter
+
+__all__ = ["accompany", "tensorboard_writer"]
+
+
+def accompany(run: Run) -> None:
+    """Begin what the run's options ask for on the driver."""
+    if run.options.tensorboard is not None:
+        _write_tensorboard(run, run.options.tensorboard)
+
+
+def tensorboard_writer(run: Run, folder: Path) -> TensorBoardWriter:
+    """Return a writer of the run's event file."""
+    from dtkit.tensorboard.writer import TensorBoardWriter  # 0.1 s, for those who ask for it
+
+    settings = {**run.recipe.to_dict(), "ranks": len(run.ranks)}
+    return TensorBoardWriter(run.news, folder, run.start_unix_s, settings)
+
+
+def _write_tensorboard(run: Run, folder: str) -> None:
+    from dtkit.tensorboard.writer import TensorBoardThread
+
+    target = Path(folder).expanduser() / run.name if folder else run.dir / "tensorboard"
+    try:
+        thread = TensorBoardThread(tensorboard_writer(run, target))
+    except OSError as error:
+        run.note(f"the run is not written for TensorBoard: {error}")
+        return
+    run.at_end(lambda ended: thread.close(ended.state, ended.end_unix_s))

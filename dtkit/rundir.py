@@ -1,0 +1,57 @@
+"""A run's folder: made under a name of its own, and its facts written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from dtkit.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["driver", "new_folder", "write_facts"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def new_folder(parent: Path, name: str | None) -> Path:
+    """Make a folder for a run; a name that is taken gets a number.
+
+    Raises:
+        InvalidInputError: the name is no plain file name.
+    """
+    if name is not None and not _NAME.fullmatch(name):
+        msg = (
+            f"--name {name}: use letters, digits, '.', '_' and '-', "
+            "beginning with a letter or digit"
+        )
+        raise InvalidInputError(msg)
+    base = name or time.strftime("%Y%m%d-%H%M%S")
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        folder = parent / (base if number == 1 else f"{base}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return folder.resolve()
+
+
+def write_facts(folder: Path, facts: dict[str, Any]) -> None:  # Any: JSON
+    """Write `run.json`."""
+    temporary = folder / "run.json.tmp"
+    temporary.write_text(json.dumps(facts, indent=2) + "\n")
+    temporary.replace(folder / "run.json")
+
+
+def driver() -> dict[str, Any]:
+    """Return who drives the run, so that another kernel can tell whether it goes on."""
+    process = psutil.Process()
+    return {"pid": process.pid, "start_unix_s": process.create_time()}

@@ -1,0 +1,1 @@
+"""TensorBoard: what a run measured as event files, and the program that shows them."""
