@@ -16,6 +16,8 @@ def accompany(run: Run) -> None:
     """Begin what the run's options ask for on the driver."""
     if run.options.tensorboard is not None:
         _write_tensorboard(run, run.options.tensorboard)
+    if run.options.timeline is not None:
+        _write_timeline(run, run.options.timeline)
 
 
 def tensorboard_writer(run: Run, folder: Path) -> TensorBoardWriter:
@@ -36,3 +38,16 @@ def _write_tensorboard(run: Run, folder: str) -> None:
         run.note(f"the run is not written for TensorBoard: {error}")
         return
     run.at_end(lambda ended: thread.close(ended.state, ended.end_unix_s))
+
+
+def _write_timeline(run: Run, file: str) -> None:
+    from dtkit.trace.follow import TimelineThread, default_name
+
+    steps = run.options.timeline_steps or None
+    target = Path(file).expanduser() if file else run.dir / default_name(steps)
+    try:
+        thread = TimelineThread(run.dir, target, steps)
+    except OSError as error:
+        run.note(f"no timeline is written: {error}")
+        return
+    run.at_end(lambda _ended: thread.close())

@@ -25,12 +25,17 @@ class RunOptions:
             `stop` (the run fails there, with its state kept) or `ignore`.
         tensorboard: where the run is written for TensorBoard, in a folder of its
             name; "" means its own folder, None not at all.
+        timeline: file of the run's timeline; "" means `timeline.json` in its own
+            folder (`timeline.json.gz` of the whole run), None no timeline.
+        timeline_steps: how many of the last steps it shows; 0: the whole run.
         writers: whose `SummaryWriter` writes, the `first` rank's or those of `all`.
     """
 
     hvd: str = "auto"
     on_nan: str = "warn"
     tensorboard: str | None = None
+    timeline: str | None = None
+    timeline_steps: int = 200
     writers: str = "first"
 
     def __post_init__(self) -> None:
@@ -39,6 +44,9 @@ class RunOptions:
             raise InvalidInputError(msg)
         if self.on_nan not in ON_NAN:
             msg = f"--on-nan {self.on_nan}: choose one of {', '.join(ON_NAN)}"
+            raise InvalidInputError(msg)
+        if self.timeline_steps < 0:
+            msg = f"--timeline-steps {self.timeline_steps}: 0 means all, else a number of steps"
             raise InvalidInputError(msg)
         if self.writers not in WRITERS:
             msg = f"--writers {self.writers}: choose one of {', '.join(WRITERS)}"
@@ -59,4 +67,7 @@ class RunOptions:
             parts.append(("dtkit.engine.writers:make", {}))
         if self.tensorboard is not None:
             parts.append(("dtkit.engine.grad_norm:make", {}))
+        if self.timeline is not None:
+            options = {"num_steps": self.timeline_steps or None}
+            parts.append(("dtkit.engine.trace.timeline:make", options))
         return parts

@@ -30,6 +30,12 @@ class Part:
     def begin(self) -> None:
         """The cell begins."""
 
+    def saw_batch(self, wait_s: float) -> None:
+        """The cell has got a batch from a DataLoader, after waiting so long for it."""
+
+    def waited(self, seconds: float) -> None:
+        """The rank has waited so long for other ranks' gradients, until now."""
+
     def saw_loss(self, loss: torch.Tensor) -> None:
         """A loss (one element, not scaled) is about to be backpropagated."""
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from dtkit.engine.agent import Agent
     from dtkit.engine.group import Group
+    from dtkit.engine.parts import Part
 
 __all__ = ["ActiveRun", "begin", "cancel"]
 
@@ -55,6 +56,7 @@ class ActiveRun:
         self._group: Group = owner.group
         self._recipe = Recipe.from_dict(spec["recipe"])
         self.ranks = tuple(map(int, spec["ranks"]))
+        self.dir = Path(spec["dir"])
         self._has_ended = False
         self._depth = 0
         self.control = Control()
@@ -62,9 +64,10 @@ class ActiveRun:
             self._group.rank,
             self._group.device,
             float(spec["start_unix_s"]),
-            Path(spec["dir"]) / f"rank-{self._group.rank}.jsonl",
+            self.dir / f"rank-{self._group.rank}.jsonl",
             owner.send,
         )
+        self._parts: tuple[Part, ...] = ()
         self.autopilot = self._make_autopilot(self.ranks)
         self._name = f"dtkit/{self._group.generation}/{spec['dir']}"
         self._parts = make_parts(self, spec["parts"])
@@ -75,6 +78,16 @@ class ActiveRun:
     def rank(self) -> int:
         """This rank, in the whole group."""
         return self._group.rank
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank computes."""
+        return self._group.device
+
+    @property
+    def backend(self) -> str:
+        """Gloo or nccl."""
+        return self._group.backend
 
     def start(self) -> None:
         """Install every hook; the next cell that ends takes them away."""
@@ -119,6 +132,11 @@ class ActiveRun:
         """Leave parameters, and how the cell's data is divided, to whoever distributes them."""
         if self.autopilot is not None:
             self.autopilot.stand_back(params, reason)
+
+    def _waited(self, seconds: float) -> None:
+        self.recorder.waited(seconds)
+        for part in self._parts:
+            part.waited(seconds)
 
     def _end_parts(self, state: str) -> None:
         for part in self._parts:
@@ -173,7 +191,7 @@ class ActiveRun:
             Wire(group, Compression.parse(self._recipe.compress), self.recorder.sent),
             is_global_batch=self._recipe.batch == "global",
             note=self.note,
-            on_wait=self.recorder.waited,
+            on_wait=self._waited,
         )
 
 

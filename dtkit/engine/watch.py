@@ -187,6 +187,7 @@ class Watch:
             return
         self._num_batches += 1
         self._recorder.saw_batch(share.num_samples, share.even, wait_s)
+        self._tell_batch(wait_s)
         self._autopilot.weigh(share.weight, is_another=self._has_share)
         self._has_share = True
 
@@ -198,8 +199,13 @@ class Watch:
         self._num_batches += 1
         num = num_samples(batch)
         self._recorder.saw_batch(num, num, wait_s)
+        self._tell_batch(wait_s)
         if loader is not self._judged:
             self._whole = loader
+
+    def _tell_batch(self, wait_s: float) -> None:
+        for part in self._parts:
+            part.saw_batch(wait_s)
 
     def _judge(self, loader: DataLoader[Any], autopilot: Autopilot) -> None:
         """Tell the user, once, that a loader trains and was not divided."""

@@ -51,6 +51,15 @@ def _train() -> Parser:
         "before a script write --tensorboard=DIR",
     )  # fmt: skip
     parser.add_argument(
+        "--timeline", nargs="?", const="", metavar="FILE",
+        help="record where the time goes, for %%dist_timeline and as a trace that Chrome and "
+        "Perfetto open; before a script write --timeline=FILE",
+    )  # fmt: skip
+    parser.add_argument(
+        "--timeline-steps", type=int, default=200, metavar="N",
+        help="how many of the last steps it shows (default: 200; 0: the whole run, compressed)",
+    )  # fmt: skip
+    parser.add_argument(
         "--writers", default="first", choices=WRITERS,
         help="whose SummaryWriter writes: the first rank's (default), or every rank's",
     )  # fmt: skip

@@ -64,6 +64,7 @@ MAY_SESSION = (
     "dtkit.telemetry",
     "dtkit.dashboard",
     "dtkit.tensorboard",
+    "dtkit.trace",
     "dtkit._comparison",
     "dtkit._runstable",
     "dtkit._summary",
@@ -78,6 +79,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "dtkit": BASE,
     **dict.fromkeys(BASE, BASE),
     "dtkit.telemetry": ("numpy", *BASE),
+    "dtkit.trace": ("numpy", *BASE),
     "dtkit.tensorboard": ("tensorboard", "dtkit.telemetry", "numpy", *BASE),
     "dtkit._axis": ("matplotlib", *MAY_VIEW),
     "dtkit._chart": ("matplotlib", "PIL", *MAY_VIEW),
@@ -127,6 +129,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "dtkit.errors",
         "dtkit.events",
         "dtkit.recipe",
+        "dtkit.trace",  # the rows that it writes
     ),
 }
 

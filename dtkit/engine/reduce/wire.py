@@ -19,8 +19,13 @@ if TYPE_CHECKING:
 __all__ = ["Averaging", "Wire", "gather", "num_gathered_bytes", "num_reduced_bytes"]
 
 # torch 2.13 deprecates the old name for the new one.
-gather: Callable[..., Any] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
-"""torch's all-gather into one tensor: output, input, group, async_op."""
+_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+
+
+def gather(*args: Any, **kwargs: Any) -> Any:  # Any: torch's own arguments
+    """Call torch's all-gather into one tensor: output, input, group, async_op."""
+    # Looked up at each call: a timeline replaces torch's functions while it records.
+    return getattr(dist, _GATHER)(*args, **kwargs)
 
 
 class Wire:

@@ -1,0 +1,115 @@
+"""The timeline of a run on one rank: its phases and its collectives, step by step.
+
+Marks are taken on the training thread, a few microseconds a step; a thread
+writes them. The driver makes one trace of all ranks' files.
+
+Times are the host's. On a GPU they say when work was handed over, and when the
+host waited; what the device did meanwhile is for `--profile` to show.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from dtkit.engine.parts import Part
+from dtkit.engine.trace.clock import measure_offset
+from dtkit.engine.trace.collectives import Collectives
+from dtkit.engine.trace.files import RowFile
+from dtkit.trace.rows import PHASES, Head, part_path
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from dtkit.engine.run import ActiveRun
+
+__all__ = ["Timeline", "make"]
+
+_DATA, _FORWARD, _BACKWARD, _COMMUNICATION, _OPTIMIZER = range(len(PHASES))
+
+
+class Timeline(Part):
+    """Marks where each phase of a step begins and ends.
+
+    Args:
+        run: the run.
+        num_steps: how many of the last steps are kept; None: all.
+    """
+
+    def __init__(self, run: ActiveRun, *, num_steps: int | None) -> None:
+        self._run = run
+        self._num_steps = num_steps
+        self._stack = ExitStack()
+        self._file: RowFile | None = None
+        self._spans: list[tuple[int, int, int]] = []
+        self._collectives = Collectives(self._waited_for)
+        self._waited_ns = 0
+        self._mark_ns = self._step_ns = 0
+        self._optimizer_ns = 0
+
+    def begin(self) -> None:
+        """Compare the clocks, and begin to record."""
+        run = self._run
+        offset_ns, error_ns = measure_offset(run.rank, run.ranks) if len(run.ranks) > 1 else (0, 0)
+        now_ns = time.perf_counter_ns()
+        head = Head(
+            rank=run.rank, ranks=run.ranks, host=platform.node(), device=str(run.device),
+            backend=run.backend, start_unix_s=time.time(), start_ns=now_ns,
+            offset_ns=offset_ns, error_ns=error_ns,
+        )  # fmt: skip
+        path = part_path(run.dir, run.rank)
+        self._file = RowFile(path, head, self._collectives, self._num_steps, run.note)
+        self._stack.callback(self._file.close)
+        self._stack.enter_context(self._collectives.recording())
+        self._mark_ns = self._step_ns = time.perf_counter_ns()
+
+    def saw_batch(self, wait_s: float) -> None:
+        """Mark the wait for a batch; what follows is the forward pass."""
+        now_ns = time.perf_counter_ns()
+        self._spans.append((_DATA, now_ns - int(1e9 * wait_s), now_ns))
+        self._mark_ns = now_ns
+
+    def before_backward(self) -> None:
+        """Mark the forward pass."""
+        now_ns = time.perf_counter_ns()
+        self._spans.append((_FORWARD, self._mark_ns, now_ns))
+        self._mark_ns, self._waited_ns = now_ns, 0
+
+    def waited(self, seconds: float) -> None:
+        """Mark a wait for other ranks' gradients."""
+        now_ns = time.perf_counter_ns()
+        self._waited_ns = int(1e9 * seconds)
+        self._spans.append((_COMMUNICATION, now_ns - self._waited_ns, now_ns))
+
+    def after_backward(self) -> None:
+        """Mark the backward pass, at whose end the other ranks were waited for."""
+        now_ns = time.perf_counter_ns()
+        self._spans.append((_BACKWARD, self._mark_ns, now_ns - self._waited_ns))
+        self._mark_ns, self._waited_ns = now_ns, 0
+
+    def before_step(self, optimizer: Optimizer) -> None:  # noqa: ARG002  a Part's signature
+        """Mark the optimizer's beginning."""
+        self._optimizer_ns = time.perf_counter_ns()
+
+    def after_step(self, optimizer: Optimizer, step: int) -> None:  # noqa: ARG002  a Part's signature
+        """Mark its end, and close the step."""
+        now_ns = time.perf_counter_ns()
+        self._spans.append((_OPTIMIZER, self._optimizer_ns, now_ns))
+        spans, self._spans = self._spans, []
+        assert self._file is not None  # noqa: S101  for the type checker: it has begun
+        self._file.add([step, self._step_ns, now_ns, spans, self._collectives.take()])
+        self._mark_ns = self._step_ns = now_ns
+
+    def end(self, state: str) -> None:  # noqa: ARG002  a Part's signature
+        """Take the hooks away and write what is left."""
+        self._stack.close()
+
+    def _waited_for(self, start_ns: int, end_ns: int) -> None:
+        self._spans.append((_COMMUNICATION, start_ns, end_ns))
+
+
+def make(run: ActiveRun, **options: Any) -> Part:  # Any: as `RunOptions.parts` gives them
+    """Return the part for a run."""
+    return Timeline(run, **options)

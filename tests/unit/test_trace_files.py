@@ -1,0 +1,178 @@
+"""Rows and traces on disk: read back, merged, whole after a kill, bounded in size."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from traces import NS, Plan, make_traces, with_head
+
+from dtkit.trace.chrome import RANK_PID, write
+from dtkit.trace.rows import encode_names, encode_step, part_path, read_run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dtkit.trace.rows import RankTrace
+
+
+def assert_valid(trace: dict[str, Any]) -> None:
+    """Hold every event against the format's rules.
+
+    source: Trace Event Format (Google, 2016): the phases used here and what each needs.
+    """
+    open_events: dict[tuple[int, int], list[float]] = {}
+    last_ts: dict[tuple[int, int], float] = {}
+    for event in trace["traceEvents"]:
+        phase, pid, tid = event["ph"], event["pid"], event.get("tid", 0)
+        assert isinstance(pid, int)
+        assert isinstance(tid, int)
+        where = (pid, tid)
+        if phase == "M":
+            assert event["name"] in (
+                "process_name", "process_sort_index", "thread_name", "thread_sort_index",
+            )  # fmt: skip
+            assert len(event["args"]) == 1
+            continue
+        assert event["ts"] >= 0
+        if phase == "X":
+            assert event["dur"] >= 0
+            assert event["name"]
+        elif phase == "B":
+            assert event["name"]
+            assert event["ts"] >= last_ts.get(where, 0)
+            open_events.setdefault(where, []).append(event["ts"])
+            last_ts[where] = event["ts"]
+        elif phase == "E":
+            assert event["ts"] >= open_events[where].pop()
+            assert event["ts"] >= last_ts[where]
+            last_ts[where] = event["ts"]
+        else:
+            assert (phase, event["name"], event["s"]) == ("i", "CYCLE_START", "g")
+    assert not any(open_events.values())
+
+
+def write_rows(folder: Path, traces: list[RankTrace]) -> None:
+    """Write what the ranks would."""
+    for trace in traces:
+        path = part_path(folder, trace.head.rank)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = b"".join(map(encode_step, trace.steps))
+        path.write_bytes(trace.head.encode() + encode_names(trace.groups, trace.tensors) + rows)
+
+
+def named(trace: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    return [event for event in trace["traceEvents"] if event.get("name") == name]
+
+
+def test_rows_are_read_back(tmp_path: Path) -> None:
+    traces = make_traces([Plan(), Plan(data=5)])
+    write_rows(tmp_path, traces)
+    assert read_run(tmp_path) == traces
+    last = read_run(tmp_path, 3)
+    assert [[step.number for step in trace.steps] for trace in last] == [[8, 9, 10]] * 2
+    assert read_run(tmp_path / "none") == []
+
+
+def test_a_rank_that_was_killed_while_it_wrote_is_read_as_far_as_it_came(tmp_path: Path) -> None:
+    write_rows(tmp_path, make_traces([Plan()] * 2))
+    path = part_path(tmp_path, 1)
+    data = path.read_bytes()
+    for length in range(0, len(data), 37):
+        path.write_bytes(data[:length])
+        traces = read_run(tmp_path)
+        assert len(traces[0].steps) == 10
+        if len(traces) > 1:
+            assert len(traces[1].steps) <= 10
+        write(traces, tmp_path / "trace.json")
+        assert_valid(json.loads((tmp_path / "trace.json").read_text()))
+
+
+def test_clocks_are_put_on_the_first_ranks(tmp_path: Path) -> None:
+    traces = make_traces([Plan()] * 2)
+    write_rows(tmp_path, [traces[0], with_head(traces[1], offset_ns=5 * NS, error_ns=40_000)])
+    shifted = read_run(tmp_path)
+    assert shifted[1].steps[0].start_ns == 5 * NS
+    assert shifted[1].steps[0].spans[0].end_ns == 6 * NS
+    assert (
+        shifted[1].steps[0].collectives[0].done_ns
+        == 5 * NS + traces[1].steps[0].collectives[0].done_ns
+    )
+    write(shifted, tmp_path / "trace.json")
+    about = json.loads((tmp_path / "trace.json").read_text())["otherData"]
+    assert about["error_us"] == 40
+    assert about["clocks"]["1"] == {"host": "node1", "offset_us": 5000.0, "error_us": 40.0}
+
+
+def test_a_trace_has_horovods_rows_and_the_ranks(tmp_path: Path) -> None:
+    write(make_traces([Plan(), Plan(forward=14)], 2), tmp_path / "trace.json")
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    assert_valid(trace)
+    names = {
+        e["args"]["name"]: e["pid"] for e in named(trace, "process_name") if "name" in e["args"]
+    }
+    assert names == {
+        "allreduce.1.weight": 1,
+        "allreduce.1.bias": 2,
+        "allreduce.0.weight": 3,
+        "rank 0 (node1, cuda:0)": RANK_PID,
+        "rank 1 (node1, cuda:1)": RANK_PID + 1,
+    }
+    of_tensor = [e for e in trace["traceEvents"] if e["pid"] == 1 and e["ph"] != "M"][:12]
+    assert [(e["ph"], e.get("name"), e["ts"]) for e in of_tensor] == [
+        ("B", "NEGOTIATE_ALLREDUCE", 21_000.0),
+        ("X", "0", 21_000.0),
+        ("X", "1", 25_000.0),
+        ("E", None, 25_000.0),
+        ("B", "ALLREDUCE", 25_000.0),
+        ("B", "MEMCPY_IN_FUSION_BUFFER", 25_000.0),
+        ("E", None, 25_000.0),
+        ("B", "GLOO_ALLREDUCE", 25_000.0),
+        ("E", None, 26_000.0),
+        ("B", "MEMCPY_OUT_FUSION_BUFFER", 38_000.0),
+        ("E", None, 38_001.0),
+        ("E", None, 38_001.0),
+    ]
+    assert of_tensor[-1]["args"] == {"dtype": "float32", "shape": "[110]"}
+    for phase in ("data", "forward", "backward", "communication", "optimizer"):
+        assert len(named(trace, phase)) == 4
+    assert [e["ts"] for e in named(trace, "step 2")] == [40_000.0, 40_000.0]
+    assert not named(trace, "CYCLE_START")
+
+
+def test_cycles_are_marked_when_asked(tmp_path: Path) -> None:
+    traces = [with_head(t, mark_cycles=True) for t in make_traces([Plan()], 3)]
+    write(traces, tmp_path / "trace.json")
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    assert_valid(trace)
+    assert len(named(trace, "CYCLE_START")) == 3
+
+
+def test_a_model_with_many_tensors_gets_a_row_per_collective(tmp_path: Path) -> None:
+    traces = make_traces([Plan()] * 2, 2)
+    many = tuple(f"allreduce.{i}" for i in range(500))
+    for trace in traces:
+        trace.tensors[0] = trace.tensors[0]._replace(names=many)
+    write(traces, tmp_path / "trace.json")
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    names = {e["args"].get("name") for e in named(trace, "process_name")}
+    assert "allreduce.0 + 499 more" in names
+    assert len(names) == 5
+
+
+def test_a_compressed_trace(tmp_path: Path) -> None:
+    write(make_traces([Plan()] * 2, 2), tmp_path / "trace.json.gz")
+    assert_valid(json.loads(gzip.decompress((tmp_path / "trace.json.gz").read_bytes())))
+    assert [path.name for path in tmp_path.iterdir()] == ["trace.json.gz"]
+
+
+def test_a_validator_that_cannot_fail_proves_nothing() -> None:
+    for broken in (
+        {"ph": "B", "name": "a", "pid": 1, "ts": 1},
+        {"ph": "X", "name": "a", "pid": 1, "ts": 1, "dur": -1},
+        {"ph": "Z", "name": "a", "pid": 1, "ts": 1},
+    ):
+        with pytest.raises((AssertionError, KeyError)):
+            assert_valid({"traceEvents": [broken]})
