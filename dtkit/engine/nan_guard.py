@@ -36,28 +36,34 @@ class NanGuard(Part):
         self._has_noted = False
         self._waiting: list[tuple[int, torch.Tensor]] = []
 
-    def saw_loss(self, loss: torch.Tensor) -> None:
+    def saw_loss(self, loss: torch.Tensor, value: float | None) -> None:
         """Look at the loss, or at the one before it."""
         __tracebackhide__ = True
-        now = (self._run.recorder.num_steps + 1, loss.detach())
-        if loss.is_cpu:
-            self._look(*now)
+        if value is not None:
+            if not math.isfinite(value):
+                self._found(value, self._run.recorder.num_steps + 1)
             return
-        waiting, self._waiting = self._waiting, [now]
-        for step, earlier in waiting:
-            self._look(step, earlier)
+        waiting, self._waiting = (
+            self._waiting, [(self._run.recorder.num_steps + 1, loss.detach())],
+        )  # fmt: skip
+        self._look(waiting)
 
     def end(self, state: str) -> None:
         """Look at the last one."""
         if state == "finished":
             self._is_fatal = False  # it is over: there is nothing to end
-            for step, loss in self._waiting:
-                self._look(step, loss)
+            self._look(self._waiting)
 
-    def _look(self, step: int, loss: torch.Tensor) -> None:
+    def _look(self, losses: list[tuple[int, torch.Tensor]]) -> None:
         __tracebackhide__ = True
-        value = loss.item()
-        if math.isfinite(value) or self._has_noted:
+        for step, loss in losses:
+            value = loss.item()
+            if not math.isfinite(value):
+                self._found(value, step)
+
+    def _found(self, value: float, step: int) -> None:
+        __tracebackhide__ = True
+        if self._has_noted:
             return
         self._has_noted = True
         text = f"the loss is {value} on rank {self._run.rank} in step {step}"

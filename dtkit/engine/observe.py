@@ -121,7 +121,7 @@ def _backward(sink: Sink, original: Callable[..., Any]) -> Callable[..., Any]:
         nonlocal is_inside
         if is_inside:  # part of a pass: a checkpoint computes a segment again
             return original(tensors, grad_tensors, *args, **kwargs)
-        losses = _listed(tensors)
+        losses = [tensors] if isinstance(tensors, torch.Tensor) else _listed(tensors)
         grads = None if grad_tensors is None else _listed(grad_tensors)
         weight = sink.before_backward(losses, grads)
         if weight != 1.0:

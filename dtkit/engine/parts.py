@@ -10,14 +10,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     import torch
     from torch.optim import Optimizer
 
     from dtkit.engine.run import ActiveRun
 
-__all__ = ["Part", "make_parts"]
+__all__ = ["HOOKS", "Part", "listeners", "make_parts"]
+
+HOOKS = (
+    "saw_batch",
+    "saw_loss",
+    "before_backward",
+    "after_backward",
+    "before_step",
+    "after_step",
+    "boundary",
+)
+"""What is called while the cell trains; most parts need one or two of these."""
 
 
 class Part:
@@ -36,8 +47,13 @@ class Part:
     def waited(self, seconds: float) -> None:
         """The rank has waited so long for other ranks' gradients, until now."""
 
-    def saw_loss(self, loss: torch.Tensor) -> None:
-        """A loss (one element, not scaled) is about to be backpropagated."""
+    def saw_loss(self, loss: torch.Tensor, value: float | None) -> None:
+        """A loss (one element, not scaled) is about to be backpropagated.
+
+        Args:
+            loss: the loss.
+            value: the same as a number, None if it is on a device still.
+        """
 
     def before_backward(self) -> None:
         """A backward pass begins."""
@@ -56,6 +72,15 @@ class Part:
 
     def end(self, state: str) -> None:
         """The cell has ended: finished, stopped or failed. Called once, whatever happened."""
+
+
+def listeners(parts: Iterable[Part], hook: str) -> tuple[Callable[..., None], ...]:
+    """Return the methods of that name which do something: a step costs microseconds."""
+    return tuple(
+        getattr(part, hook)
+        for part in parts
+        if getattr(type(part), hook) is not getattr(Part, hook)
+    )
 
 
 def make_parts(run: ActiveRun, wanted: Iterable[tuple[str, dict[str, Any]]]) -> tuple[Part, ...]:

@@ -86,13 +86,19 @@ class Recorder:
         """Seconds since the run's start."""
         return time.perf_counter() - self._zero_s
 
-    def saw_loss(self, loss: torch.Tensor, weight: float) -> None:
-        """Add a loss that is being backpropagated; their weighted sum is the step's loss."""
-        if loss.is_cpu:
-            self._loss += weight * loss.item()
-        else:
-            self._device_losses.append((loss.detach(), weight))
+    def saw_loss(self, loss: torch.Tensor, weight: float) -> float | None:
+        """Add a loss that is being backpropagated; their weighted sum is the step's loss.
+
+        Returns:
+            The loss as a number, None if it is on a device still.
+        """
         self._num_losses += 1
+        if loss.is_cpu:
+            value: float = loss.item()
+            self._loss += weight * value
+            return value
+        self._device_losses.append((loss.detach(), weight))
+        return None
 
     def saw_batch(self, num_samples: int, even: float, wait_s: float) -> None:
         """Add a batch that the cell got from a DataLoader.

@@ -10,6 +10,7 @@ from weakref import WeakSet
 import torch
 
 from dtkit.engine.loader import TimedBatches, num_samples, shares_of
+from dtkit.engine.parts import HOOKS, listeners
 from dtkit.engine.progress import estimate_iterations
 from dtkit.events import Total
 
@@ -57,7 +58,7 @@ class Watch:
         self._recorder = recorder
         self._control = control
         self._autopilot = autopilot
-        self._parts = parts
+        self._tell = {name: listeners(parts, name) for name in HOOKS}
         self._others: set[int] = set()
         self._num_batches = 0
         self._whole: DataLoader[Any] | None = None
@@ -78,8 +79,8 @@ class Watch:
             weight = self._autopilot.before_backward()
             if self._whole is not None:
                 self._judge(self._whole, self._autopilot)
-        for part in self._parts:
-            part.before_backward()
+        for tell in self._tell["before_backward"]:
+            tell()
         # An optimizer with a closure evaluates the loss several times in a step;
         # the first is the loss that the step started from.
         if not self._has_closure_loss:
@@ -94,8 +95,8 @@ class Watch:
         if self._autopilot is not None:
             self._autopilot.after_backward(has_failed=has_failed)
         if not has_failed:
-            for part in self._parts:
-                part.after_backward()
+            for tell in self._tell["after_backward"]:
+                tell()
 
     def optimizer_made(self, optimizer: Optimizer) -> None:
         """Adopt it."""
@@ -110,8 +111,8 @@ class Watch:
         if self._autopilot is not None:
             self._autopilot.before_step(optimizer)
             closure = self._autopilot.shared_closure(optimizer, closure) if closure else closure
-        for part in self._parts:
-            part.before_step(optimizer)
+        for tell in self._tell["before_step"]:
+            tell(optimizer)
         return closure
 
     def after_step(self, optimizer: Optimizer) -> None:
@@ -122,8 +123,8 @@ class Watch:
         if self._leads(optimizer):
             self._control.stepped()
             self._recorder.stepped(float(optimizer.param_groups[0]["lr"]))
-            for part in self._parts:
-                part.after_step(optimizer, self._control.num_steps)
+            for tell in self._tell["after_step"]:
+                tell(optimizer, self._control.num_steps)
             if self._recorder.num_steps == _ESTIMATE_AT_STEP:
                 self._estimate_total()
             self._num_batches = 0
@@ -165,15 +166,15 @@ class Watch:
     def _boundary(self) -> None:
         __tracebackhide__ = True
         if self._control.boundary():
-            for part in self._parts:
-                part.boundary(self._control.num_steps)
+            for tell in self._tell["boundary"]:
+                tell(self._control.num_steps)
 
     def _saw_loss(self, loss: torch.Tensor, given: Any, weight: float) -> None:
         __tracebackhide__ = True
         true_loss = loss.__dict__.get("dtkit_unscaled", loss)
-        self._recorder.saw_loss(true_loss if given is None else true_loss * given, weight)
-        for part in self._parts:
-            part.saw_loss(true_loss)
+        value = self._recorder.saw_loss(true_loss if given is None else true_loss * given, weight)
+        for tell in self._tell["saw_loss"]:
+            tell(true_loss, value if given is None else None)
 
     def _is_evaluating(self) -> bool:
         if self._autopilot is None:
@@ -204,8 +205,8 @@ class Watch:
             self._whole = loader
 
     def _tell_batch(self, wait_s: float) -> None:
-        for part in self._parts:
-            part.saw_batch(wait_s)
+        for tell in self._tell["saw_batch"]:
+            tell(wait_s)
 
     def _judge(self, loader: DataLoader[Any], autopilot: Autopilot) -> None:
         """Tell the user, once, that a loader trains and was not divided."""
