@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-__all__ = ["Comparison"]
+__all__ = ["Comparison", "mean_rate"]
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#595959", "#56B4E9")
 _STYLES = ("-", "--", "-.", ":")
@@ -114,13 +114,20 @@ def _differences(all_facts: Sequence[RunFacts]) -> dict[str, tuple[Any, ...]]:
     return {name: row for name, row in rows.items() if any(v != row[0] for v in row)}
 
 
-def _results(facts: RunFacts, history: History) -> dict[str, str]:
-    steps = history["step_ms"]
-    rates = history["samples_per_s"]
+def mean_rate(history: History) -> float:
+    """Return samples per second over a whole run; NaN if samples were not counted.
+
+    Samples over time: a mean of the steps' rates would favour the fast steps.
+    """
+    steps, rates = history["step_ms"], history["samples_per_s"]
     seen = np.isfinite(rates) & np.isfinite(steps) & (steps > 0)
-    rate = math.nan
-    if seen.any():  # samples over time: a mean of rates would favour the fast steps
-        rate = float(np.sum(rates[seen] * steps[seen]) / np.sum(steps[seen]))
+    return (
+        float(np.sum(rates[seen] * steps[seen]) / np.sum(steps[seen])) if seen.any() else math.nan
+    )
+
+
+def _results(facts: RunFacts, history: History) -> dict[str, str]:
+    rate = mean_rate(history)
     return {
         "state": facts.state,
         "steps": f"{history.num_steps:,}",

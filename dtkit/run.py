@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dtkit.options import RunOptions
     from dtkit.recipe import Recipe
     from dtkit.telemetry import History, News, RunView
+    from dtkit.timeline import Timeline
 
 __all__ = ["Run", "create_run"]
 
@@ -155,6 +156,16 @@ class Run:
         target = self.dir / "tensorboard" if folder is None else Path(folder)
         tensorboard_writer(self, target).close(self.state, self.end_unix_s)
         return target
+
+    def timeline(self) -> Timeline:
+        """Return where the run's time went, and what to do about it.
+
+        Raises:
+            InvalidInputError: no timeline was recorded (`--timeline`).
+        """
+        from dtkit.timeline import Timeline
+
+        return Timeline(self)
 
     def note(self, text: str) -> None:
         """Add a line to what the summary says was done or left alone."""

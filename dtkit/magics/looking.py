@@ -1,4 +1,4 @@
-"""The magics that look at runs: the list of them, two side by side."""
+"""The magics that look at runs: the list of them, TensorBoard, where the time went."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from IPython.core.magic import line_magic, magics_class
 from dtkit.archive import runs
 from dtkit.magics.arguments import Parser, usage_errors
 from dtkit.magics.base import DtkitMagics, say
-from dtkit.session import current_session
+from dtkit.session import current_session, last_run
 from dtkit.tensorboard.server import Boards, has_events
+from dtkit.timeline import timeline_of
 
 if TYPE_CHECKING:
     from dtkit.archive import Runs
     from dtkit.tensorboard.server import TensorBoard
+    from dtkit.timeline import Timeline, Timelines
 
 __all__ = ["DistLookMagics"]
 
@@ -63,6 +65,20 @@ class DistLookMagics(DtkitMagics):
         session = current_session()
         return self._boards.open(folder) if session is None else session.tensorboard(folder)
 
+    @line_magic
+    @usage_errors
+    def dist_timeline(self, line: str) -> Timeline | Timelines:
+        """Show where a run's time went, or that of several runs side by side."""
+        args = TIMELINE.parse(line)
+        if args.names:
+            found = self._runs(args.dir)
+            return timeline_of(*(found[name] for name in args.names))
+        run = last_run()
+        if run is None:
+            msg = "%dist_timeline: no run in this kernel yet; name one of %dist_runs"
+            raise UsageError(msg)
+        return timeline_of(run)
+
     def _runs(self, folder: str | None) -> Runs:
         """Return the runs of a folder: the named, the session's, or the configured one."""
         if folder is None and current_session() is None:
@@ -93,5 +109,16 @@ def _tensorboard_parser() -> Parser:
     return parser
 
 
+def _timeline_parser() -> Parser:
+    parser = Parser(
+        "%dist_timeline",
+        "Show where the time of a run went that was recorded with %%dist_train --timeline.",
+    )
+    parser.add_argument("names", nargs="*", metavar="RUN", help="default: the last run")
+    parser.add_argument("--dir", metavar="DIR", help="folder of the runs (default: dtkit_runs)")
+    return parser
+
+
 RUNS = _runs_parser()
+TIMELINE = _timeline_parser()
 TENSORBOARD = _tensorboard_parser()
