@@ -16,6 +16,8 @@ def accompany(run: Run) -> None:
     """Begin what the run's options ask for on the driver."""
     if run.options.tensorboard is not None:
         _write_tensorboard(run, run.options.tensorboard)
+    if run.options.profile:
+        run.at_end(_merge_profile)
     if run.options.timeline is not None:
         _write_timeline(run, run.options.timeline)
 
@@ -51,3 +53,9 @@ def _write_timeline(run: Run, file: str) -> None:
         run.note(f"no timeline is written: {error}")
         return
     run.at_end(lambda _ended: thread.close())
+
+
+def _merge_profile(run: Run) -> None:
+    from dtkit.trace.profiles import write_profile
+
+    write_profile(run.dir, run.dir / "profile.json.gz")

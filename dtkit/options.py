@@ -23,6 +23,7 @@ class RunOptions:
             `dtkit`, its interface on torch.distributed.
         on_nan: what happens when a loss is not finite: `warn` (a note, once),
             `stop` (the run fails there, with its state kept) or `ignore`.
+        profile: so many steps are profiled by torch's profiler; 0: none.
         tensorboard: where the run is written for TensorBoard, in a folder of its
             name; "" means its own folder, None not at all.
         timeline: file of the run's timeline; "" means `timeline.json` in its own
@@ -33,6 +34,7 @@ class RunOptions:
 
     hvd: str = "auto"
     on_nan: str = "warn"
+    profile: int = 0
     tensorboard: str | None = None
     timeline: str | None = None
     timeline_steps: int = 200
@@ -44,6 +46,9 @@ class RunOptions:
             raise InvalidInputError(msg)
         if self.on_nan not in ON_NAN:
             msg = f"--on-nan {self.on_nan}: choose one of {', '.join(ON_NAN)}"
+            raise InvalidInputError(msg)
+        if self.profile < 0:
+            msg = f"--profile {self.profile}: it takes a number of steps"
             raise InvalidInputError(msg)
         if self.timeline_steps < 0:
             msg = f"--timeline-steps {self.timeline_steps}: 0 means all, else a number of steps"
@@ -67,6 +72,9 @@ class RunOptions:
             parts.append(("dtkit.engine.writers:make", {}))
         if self.tensorboard is not None:
             parts.append(("dtkit.engine.grad_norm:make", {}))
+        if self.profile:
+            steps = {"num_steps": self.profile}
+            parts.append(("dtkit.engine.trace.profile:make", steps))
         if self.timeline is not None:
             options = {"num_steps": self.timeline_steps or None}
             parts.append(("dtkit.engine.trace.timeline:make", options))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dtkit.options import RunOptions
     from dtkit.recipe import Recipe
     from dtkit.telemetry import History, News, RunView
-    from dtkit.timeline import Timeline
+    from dtkit.timeline import OperatorTable, Timeline
 
 __all__ = ["Run", "create_run"]
 
@@ -166,6 +166,16 @@ class Run:
         from dtkit.timeline import Timeline
 
         return Timeline(self)
+
+    def operators(self) -> OperatorTable:
+        """Return what each operator took on each rank.
+
+        Raises:
+            InvalidInputError: the run was not profiled (`--profile`).
+        """
+        from dtkit.timeline import operators_of
+
+        return operators_of(self)
 
     def note(self, text: str) -> None:
         """Add a line to what the summary says was done or left alone."""

@@ -13,6 +13,7 @@ from dtkit._text import format_rate
 from dtkit.errors import InvalidInputError
 from dtkit.trace.advice import advise
 from dtkit.trace.analysis import Analysis, RankTimes, analyse
+from dtkit.trace.profiles import Operators, read_operators
 from dtkit.trace.rows import read_run
 
 if TYPE_CHECKING:
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 
     from dtkit.run import Run
 
-__all__ = ["Timeline", "Timelines", "timeline_of"]
+__all__ = ["OperatorTable", "Timeline", "Timelines", "operators_of", "timeline_of"]
 
 _MAX_STEPS = 1000
 """The last ones of a longer run are analysed: it takes a second, and they are what it is like."""
+_MAX_OPERATORS = 20
 _HEAD = ("rank", "step", "compute", "exposed comm.", "data wait", "idle", "overlapped comm.")
 _LATE = ("waited for", "by the others", "of the step", "last to join", "because of", "longer by")
 _WORDS = {"data": "its DataLoader", "compute": "computing", "idle": "time between phases"}
@@ -146,6 +148,40 @@ def timeline_of(*runs: Run) -> Timeline | Timelines:
     """
     found = [Timeline(run) for run in runs]
     return found[0] if len(found) == 1 else Timelines(found)
+
+
+class OperatorTable:
+    """What each operator took on each rank, milliseconds per step, the longest first."""
+
+    def __init__(self, operators: Operators) -> None:
+        self.operators = operators
+
+    def _repr_html_(self) -> str:
+        return html_table(*self._table())
+
+    def __repr__(self) -> str:
+        return text_table(*self._table())
+
+    def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        ranks = self.operators.ranks
+        head = ("operator", *(f"rank {rank}, ms per step" for rank in ranks))
+        shown = list(self.operators.rows.items())[:_MAX_OPERATORS]
+        return head, [
+            (name, *(f"{times.get(rank, 0.0):.3f}" for rank in ranks)) for name, times in shown
+        ]
+
+
+def operators_of(run: Run) -> OperatorTable:
+    """Return the operators of a run that was profiled.
+
+    Raises:
+        InvalidInputError: it was not.
+    """
+    found = read_operators(run.dir)
+    if found is None:
+        msg = f"run {run.name!r} was not profiled: use %%dist_train --profile"
+        raise InvalidInputError(msg)
+    return OperatorTable(found)
 
 
 def _picture(timeline: Timeline) -> str:

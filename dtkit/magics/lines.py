@@ -44,6 +44,11 @@ def _train() -> Parser:
     )  # fmt: skip
     parser.add_argument("--manual", action="store_true", help="the cell distributes itself")
     parser.add_argument("--name", metavar="NAME", help="name of the run and its folder")
+    parser.add_argument(
+        "--profile", nargs="?", type=int, const=5, default=0, metavar="STEPS",
+        help="torch's profiler on all ranks for some steps after warm-up (default: 5); "
+        "before a script write --profile=STEPS",
+    )  # fmt: skip
     parser.add_argument("--ranks", default="all", metavar="RANKS", help=RANKS_HELP)
     parser.add_argument(
         "--tensorboard", nargs="?", const="", metavar="DIR",

@@ -19,7 +19,7 @@ from dtkit.timeline import timeline_of
 if TYPE_CHECKING:
     from dtkit.archive import Runs
     from dtkit.tensorboard.server import TensorBoard
-    from dtkit.timeline import Timeline, Timelines
+    from dtkit.timeline import OperatorTable, Timeline, Timelines
 
 __all__ = ["DistLookMagics"]
 
@@ -67,17 +67,18 @@ class DistLookMagics(DtkitMagics):
 
     @line_magic
     @usage_errors
-    def dist_timeline(self, line: str) -> Timeline | Timelines:
+    def dist_timeline(self, line: str) -> Timeline | Timelines | OperatorTable:
         """Show where a run's time went, or that of several runs side by side."""
         args = TIMELINE.parse(line)
-        if args.names:
-            found = self._runs(args.dir)
-            return timeline_of(*(found[name] for name in args.names))
-        run = last_run()
-        if run is None:
-            msg = "%dist_timeline: no run in this kernel yet; name one of %dist_runs"
-            raise UsageError(msg)
-        return timeline_of(run)
+        found = self._runs(args.dir)
+        chosen = [found[name] for name in args.names]
+        if not chosen:
+            run = last_run()
+            if run is None:
+                msg = "%dist_timeline: no run in this kernel yet; name one of %dist_runs"
+                raise UsageError(msg)
+            chosen = [run]
+        return chosen[0].operators() if args.operators else timeline_of(*chosen)
 
     def _runs(self, folder: str | None) -> Runs:
         """Return the runs of a folder: the named, the session's, or the configured one."""
@@ -115,6 +116,10 @@ def _timeline_parser() -> Parser:
         "Show where the time of a run went that was recorded with %%dist_train --timeline.",
     )
     parser.add_argument("names", nargs="*", metavar="RUN", help="default: the last run")
+    parser.add_argument(
+        "--operators", action="store_true",
+        help="what each operator took on each rank, of a run with %%dist_train --profile",
+    )  # fmt: skip
     parser.add_argument("--dir", metavar="DIR", help="folder of the runs (default: dtkit_runs)")
     return parser
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 from pathlib import Path
@@ -171,3 +172,21 @@ def test_a_clock_is_compared_to_within_the_error_that_is_stated(rig2: Rig) -> No
     offset_ns, error_ns = second
     assert 0 < error_ns < 50_000_000
     assert abs(offset_ns) <= error_ns  # one host: the true offset is zero
+
+
+def test_a_profile_of_all_ranks_is_one_trace(rig2: Rig) -> None:
+    cell = LOOP.replace("IN_DATA", "pass").replace("IN_FORWARD", "pass")
+    run = rig2.session.train(cell, options=RunOptions(profile=3))
+    trace = json.loads(gzip.decompress((run.dir / "profile.json.gz").read_bytes()))
+    names = {e["args"]["name"] for e in named(trace, "process_name")}
+    assert {"rank 0 (cpu)", "rank 1 (cpu)"} <= names
+    steps = [e["name"] for e in trace["traceEvents"] if e["name"].startswith("ProfilerStep#")]
+    assert sorted(steps) == sorted(2 * ["ProfilerStep#6", "ProfilerStep#7", "ProfilerStep#8"])
+    arrows = [e for e in trace["traceEvents"] if e.get("cat") == "ranks"]
+    assert [e["ph"] for e in arrows].count("s") == [e["ph"] for e in arrows].count("f") >= 3
+    at = {e["id"]: e["ts"] for e in arrows if e["ph"] == "s"}
+    assert all(e["ts"] >= at[e["id"]] for e in arrows)
+    table = repr(run.operators())
+    assert "rank 0, ms per step" in table
+    assert "aten::" in table
+    assert "USDT" not in run.output.text_of(0)

@@ -51,6 +51,7 @@ RUN = {
     "news": "(self, first_row, low, high)",
     "at_end": "(self, follow)",
     "timeline": "(self)",
+    "operators": "(self)",
     "write_tensorboard": "(self, folder)",
     "end_unix_s": "property",
     "replay": "(self, event)",

@@ -10,6 +10,7 @@ import pytest
 from traces import NS, Plan, make_traces, with_head
 
 from dtkit.trace.chrome import RANK_PID, write
+from dtkit.trace.profiles import merge
 from dtkit.trace.rows import encode_names, encode_step, part_path, read_run
 
 if TYPE_CHECKING:
@@ -176,3 +177,42 @@ def test_a_validator_that_cannot_fail_proves_nothing() -> None:
     ):
         with pytest.raises((AssertionError, KeyError)):
             assert_valid({"traceEvents": [broken]})
+
+
+def make_profile(rank: int, shift_ns: int, calls: list[float]) -> tuple[Any, Any]:
+    """Return what a rank's profiler exports: a step, and collectives at these microseconds."""
+    step = {"ph": "X", "name": "ProfilerStep#7", "pid": 123, "tid": 5, "ts": 0.0, "dur": 100.0}
+    collectives = [
+        {"ph": "X", "name": "c10d::allreduce_", "pid": 123, "tid": 5, "ts": ts, "dur": 2.0}
+        for ts in calls
+    ]
+    flow = {"ph": "s", "id": 1, "pid": 123, "tid": 5, "ts": 1.0, "cat": "fwdbwd", "name": "fwdbwd"}
+    names = [
+        {"ph": "M", "name": "process_name", "pid": 123, "tid": 0, "ts": 0,
+         "args": {"name": "python"}},
+        {"ph": "M", "name": "process_sort_index", "pid": "Spans", "tid": 0, "ts": 0,
+         "args": {"sort_index": 3}},
+    ]  # fmt: skip
+    trace = {"baseTimeNanoseconds": 10**18, "traceEvents": [*names, step, *collectives, flow]}
+    return {"rank": rank, "device": "cpu", "shift_ns": shift_ns}, trace
+
+
+def test_profiles_are_merged_with_arrows_between_the_ranks() -> None:
+    made = [make_profile(0, -(10**18), [10, 40]), make_profile(1, 5_000 - 10**18, [20, 60])]
+    merged = merge([about for about, _ in made], [trace for _, trace in made])
+    events = merged["traceEvents"]
+    names = [e["args"]["name"] for e in events if e["name"] == "process_name"]
+    assert names == ["rank 0 (cpu)", "rank 1 (cpu)"]
+    assert len({e["pid"] for e in events}) == 4
+    assert all(isinstance(e["pid"], int) for e in events)
+    steps = [e["ts"] for e in events if e["name"] == "ProfilerStep#7"]
+    assert steps == [0, 5]
+    assert len({e["id"] for e in events if e.get("cat") == "fwdbwd"}) == 2
+    arrows = [(e["ph"], e["id"], e["ts"]) for e in events if e.get("cat") == "ranks"]
+    assert arrows == [("s", 0, 10), ("f", 0, 25), ("s", 1, 40), ("f", 1, 65)]
+
+
+def test_a_collective_that_a_rank_lacks_gets_no_arrow() -> None:
+    made = [make_profile(0, 0, [10, 40]), make_profile(1, 0, [20])]
+    merged = merge([about for about, _ in made], [trace for _, trace in made])
+    assert sum(e.get("cat") == "ranks" for e in merged["traceEvents"]) == 2
