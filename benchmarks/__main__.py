@@ -18,7 +18,8 @@ from benchmarks.processes import BenchmarkError
 from benchmarks.recording import recording
 from benchmarks.result import Result, Settings, table, write_json
 from benchmarks.start import first_collective, rerun
-from benchmarks.step_time import against_ddp, against_torchrun
+from benchmarks.step_time import against_ddp, against_torchrun, with_timeline
+from benchmarks.traces import merging
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,6 +32,8 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Result]]] = {
     "noop": noop,
     "recording": recording,
     "dashboard_cpu": dashboard_cpu,
+    "timeline": with_timeline,
+    "merge": merging,
 }
 """By the name that `--only` takes, in the order in which they run."""
 

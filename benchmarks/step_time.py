@@ -13,7 +13,7 @@ from benchmarks.turns import Baton, Timed, alternate
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["against_ddp", "against_torchrun"]
+__all__ = ["against_ddp", "against_torchrun", "with_timeline"]
 
 BLOCK_STEPS = 40
 NUM_WARM_BLOCKS = 2
@@ -72,6 +72,30 @@ def against_ddp(settings: Settings) -> list[Result]:
                 "hooks in Python for every parameter and a copy into and out of the bucket, "
                 "where DDP keeps gradients as views of it"
             ),
+        )
+    ]  # fmt: skip
+
+
+def with_timeline(settings: Settings) -> list[Result]:
+    """Measure the step of a plain cell with its timeline recorded against one without."""
+    num_blocks = settings.pick(30, 6) + NUM_WARM_BLOCKS
+    traced, bare = _side(settings, "traced", num_blocks), _side(settings, "bare", num_blocks)
+    with (
+        Notebook(traced.folder, DTKIT_UI="off") as one,
+        Notebook(bare.folder, DTKIT_UI="off") as other,
+    ):
+        one.run(START)
+        other.run(START)
+        one.begin("%%dist_train --timeline\n" + traced.script("plain"))
+        other.begin("%%dist_train\n" + bare.script("plain"))
+        alternate([(one, traced.baton), (other, bare.baton)], num_blocks)
+        one.wait()
+        other.wait()
+    return [
+        _compared(
+            "timeline", "step of a plain cell with --timeline / of the same cell without",
+            traced.read(), bare.read(), goal=1.02, command="%%dist_train, dashboard off",
+            held_back_by="calls in Python for each phase and each collective",
         )
     ]  # fmt: skip
 

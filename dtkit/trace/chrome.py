@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dtkit.trace.match import match
@@ -152,7 +153,7 @@ class _Row(NamedTuple):
     more: str = ""
 
     def encode(self, pid: int, zero_ns: int) -> str:
-        name = f',"name":{json.dumps(self.name)}' if self.name else ""
+        name = f',"name":{_quoted(self.name)}' if self.name else ""
         at = _us(self.at_ns - zero_ns)
         return f'{{"ph":"{self.ph}"{name},"pid":{pid},"tid":0,"ts":{at}{self.more}}}'
 
@@ -186,6 +187,11 @@ def _label(tensors: Tensors) -> str:
     return f"{tensors.names[0]} + {more} more" if more else tensors.names[0]
 
 
+@lru_cache(4096)
+def _quoted(text: str) -> str:
+    return json.dumps(text)
+
+
 def _us(ns: int) -> str:
     return f"{ns / 1000:.3f}"
 
@@ -197,6 +203,6 @@ def _meta(name: str, pid: int, args: dict[str, Any], tid: int = 0) -> str:
 def _span(name: str, where: tuple[int, int], start_ns: int, end_ns: int, more: str = "") -> str:
     pid, tid = where
     return (
-        f'{{"ph":"X","name":{json.dumps(name)},"pid":{pid},"tid":{tid},"ts":{_us(start_ns)},'
+        f'{{"ph":"X","name":{_quoted(name)},"pid":{pid},"tid":{tid},"ts":{_us(start_ns)},'
         f'"dur":{_us(max(0, end_ns - start_ns))}{more}}}'
     )
