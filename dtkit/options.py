@@ -29,6 +29,7 @@ class RunOptions:
         timeline: file of the run's timeline; "" means `timeline.json` in its own
             folder (`timeline.json.gz` of the whole run), None no timeline.
         timeline_steps: how many of the last steps it shows; 0: the whole run.
+        timeline_mark_cycles: whether it marks where each step begins (CYCLE_START).
         writers: whose `SummaryWriter` writes, the `first` rank's or those of `all`.
     """
 
@@ -38,6 +39,7 @@ class RunOptions:
     tensorboard: str | None = None
     timeline: str | None = None
     timeline_steps: int = 200
+    timeline_mark_cycles: bool = False
     writers: str = "first"
 
     def __post_init__(self) -> None:
@@ -76,6 +78,9 @@ class RunOptions:
             steps = {"num_steps": self.profile}
             parts.append(("dtkit.engine.trace.profile:make", steps))
         if self.timeline is not None:
-            options = {"num_steps": self.timeline_steps or None}
+            options = {
+                "num_steps": self.timeline_steps or None,
+                "mark_cycles": self.timeline_mark_cycles,
+            }
             parts.append(("dtkit.engine.trace.timeline:make", options))
         return parts

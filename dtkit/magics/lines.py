@@ -61,6 +61,9 @@ def _train() -> Parser:
         "Perfetto open; before a script write --timeline=FILE",
     )  # fmt: skip
     parser.add_argument(
+        "--timeline-mark-cycles", action="store_true", help="mark where each step begins"
+    )
+    parser.add_argument(
         "--timeline-steps", type=int, default=200, metavar="N",
         help="how many of the last steps it shows (default: 200; 0: the whole run, compressed)",
     )  # fmt: skip

@@ -107,11 +107,14 @@ def test_the_trace_has_every_step_of_every_rank(rig2: Rig) -> None:
     assert trace["otherData"]["error_us"] == 0  # one host, one clock
 
 
-def test_only_the_last_steps_are_kept(rig2: Rig) -> None:
-    run = train(rig2, steps=5)
+def test_only_the_last_steps_are_kept_and_marked_when_asked(rig2: Rig) -> None:
+    cell = LOOP.replace("IN_DATA", "pass").replace("IN_FORWARD", "pass")
+    options = RunOptions(timeline="", timeline_steps=5, timeline_mark_cycles=True)
+    run = rig2.session.train(cell, options=options)
     trace = json.loads((run.dir / "timeline.json").read_text())
     steps = {e["name"] for e in trace["traceEvents"] if e.get("name", "").startswith("step ")}
     assert steps == {f"step {i}" for i in range(12, 17)}
+    assert len(named(trace, "CYCLE_START")) == 2 * 5
 
 
 def test_a_whole_run_is_compressed(rig2: Rig) -> None:

@@ -36,11 +36,13 @@ class Timeline(Part):
     Args:
         run: the run.
         num_steps: how many of the last steps are kept; None: all.
+        mark_cycles: whether the trace marks where each step begins.
     """
 
-    def __init__(self, run: ActiveRun, *, num_steps: int | None) -> None:
+    def __init__(self, run: ActiveRun, *, num_steps: int | None, mark_cycles: bool) -> None:
         self._run = run
         self._num_steps = num_steps
+        self._mark_cycles = mark_cycles
         self._stack = ExitStack()
         self._file: RowFile | None = None
         self._spans: list[tuple[int, int, int]] = []
@@ -57,7 +59,7 @@ class Timeline(Part):
         head = Head(
             rank=run.rank, ranks=run.ranks, host=platform.node(), device=str(run.device),
             backend=run.backend, start_unix_s=time.time(), start_ns=now_ns,
-            offset_ns=offset_ns, error_ns=error_ns,
+            offset_ns=offset_ns, error_ns=error_ns, mark_cycles=self._mark_cycles,
         )  # fmt: skip
         path = part_path(run.dir, run.rank)
         self._file = RowFile(path, head, self._collectives, self._num_steps, run.note)
