@@ -20,6 +20,7 @@ import psutil
 
 from dtkit.errors import InvalidInputError
 from dtkit.events import LogBatch, Note, RankEnded, StepBatch, decode
+from dtkit.followed import replay_output
 from dtkit.options import RunOptions
 from dtkit.recipe import Recipe
 from dtkit.run import Run
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from dtkit._comparison import Comparison
     from dtkit.events import Event
 
-__all__ = ["Runs", "load", "read_facts", "runs"]
+__all__ = ["Runs", "load", "open_run", "read_facts", "runs"]
 
 _OVER = ("finished", "stopped", "failed")
 _CUT_SHORT = "the run has no end: its kernel or its engines were gone before it ended"
@@ -145,16 +146,7 @@ def load(folder: str | Path) -> Run:
     if live is not None and live.dir == folder:
         return live
     facts = read_facts(folder)
-    run = Run(
-        facts.name,
-        _text(folder / "cell.py"),
-        folder,
-        recipe=Recipe(**_known(Recipe, facts.recipe)),
-        options=RunOptions(**_known(RunOptions, facts.options)),
-        ranks=facts.ranks,
-        environment=facts.environment,
-        start_unix_s=facts.start_unix_s,
-    )
+    run = open_run(facts)
     ended: dict[int, str] = {}
     last_s = facts.elapsed_s
     for time_s, event in _events(folder, facts.ranks):
@@ -162,12 +154,27 @@ def load(folder: str | Path) -> Run:
         last_s = max(last_s, time_s)
         if isinstance(event, RankEnded):
             ended[event.rank] = event.state
+    replay_output(run)
     for note in facts.notes:
         run.replay(Note(facts.ranks[0], note))
     if not _is_going_on(facts):
         state, error = _ending(facts, ended)
         run.replay_end(state, error, facts.start_unix_s + last_s)
     return run
+
+
+def open_run(facts: RunFacts) -> Run:
+    """Return a run without what it has recorded so far."""
+    return Run(
+        facts.name,
+        _text(facts.dir / "cell.py"),
+        facts.dir,
+        recipe=Recipe(**_known(Recipe, facts.recipe)),
+        options=RunOptions(**_known(RunOptions, facts.options)),
+        ranks=facts.ranks,
+        environment=facts.environment,
+        start_unix_s=facts.start_unix_s,
+    )
 
 
 def _is_going_on(facts: RunFacts) -> bool:

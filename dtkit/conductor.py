@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dtkit.celloutput import CellOutput
-    from dtkit.cluster import Engines
+    from dtkit.cluster import Engines, Execution
+    from dtkit.followed import FollowedExecution
     from dtkit.procgroup import ProcessGroup
     from dtkit.run import Requests, Run
 
@@ -61,10 +62,23 @@ class Conductor:
             run.end("failed", error)
             self._engines.call("dtkit.engine.run:cancel", ranks=run.ranks)
             raise
+        yield from self._see_through(run)
+
+    def follow(self, run: Run, execution: FollowedExecution) -> Iterator[None]:
+        """See a run to its end that another driver began.
+
+        Raises:
+            RankError: the cell failed on a rank.
+        """
+        yield from self._see_through(run, execution)
+
+    def _see_through(self, run: Run, execution: FollowedExecution | None = None) -> Iterator[None]:
         try:
-            yield from self.run(run.cell, run.ranks, run.output, run.requests, run)
+            yield from self.run(
+                run.cell, run.ranks, run.output, run.requests, run, execution=execution
+            )
         except BaseException as error:
-            if run.state == "running":
+            if run.state == "running" and not run.requests.is_left:
                 run.end("failed", error)
             raise
 
@@ -75,8 +89,18 @@ class Conductor:
         output: CellOutput,
         requests: Requests,
         run: Run | None = None,
+        *,
+        execution: Execution | FollowedExecution | None = None,
     ) -> Iterator[None]:
         """Send a cell and see it to its end; yields while there is nothing to do.
+
+        Args:
+            cell: the cell.
+            ranks: where.
+            output: takes what it shows.
+            requests: what the user asks for meanwhile.
+            run: the run that it belongs to.
+            execution: the cell as it was sent already, by another driver.
 
         Raises:
             RankError: the cell failed on a rank.
@@ -84,7 +108,8 @@ class Conductor:
         self.check_idle()
         self.active = requests
         try:
-            execution = self._engines.execute(cell, ranks, output.on_message)
+            if execution is None:
+                execution = self._engines.execute(cell, ranks, output.on_message)
             execution.on_change(requests.alarm.ring)
             supervisor = Supervisor(self._engines, execution, requests, has_steps=run is not None)
             try:

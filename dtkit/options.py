@@ -65,7 +65,7 @@ class RunOptions:
         The driver names engine code by string and never imports it; see
         `dtkit.engine.parts`.
         """
-        parts: list[tuple[str, dict[str, Any]]] = []
+        parts: list[tuple[str, dict[str, Any]]] = [("dtkit.engine.keeper:make", {})]
         if self.hvd == "dtkit":
             parts.append(("dtkit.horovod.part:make", {}))
         if self.on_nan != "ignore":

@@ -53,6 +53,20 @@ class ProcessGroup:
         }
         return self._engines.call("dtkit.engine.group:join", specs)
 
+    def take_over(self) -> dict[int, dict[str, Any]]:
+        """Go on with the group that an earlier driver built; returns what `build` does.
+
+        It is built anew if the ranks are not all in the same one. Answers while
+        they are busy; ranks that do not answer are left out.
+        """
+        answers = self._engines.control("about")
+        generations = {answer.get("generation", 0) for answer in answers.values()}
+        self._generation = max(generations, default=0)
+        if len(answers) == len(self._slots) and (len(generations) > 1 or not self._generation):
+            self._engines.call("dtkit.engine.group:leave")
+            return self.build()
+        return {rank: answer["facts"] for rank, answer in answers.items() if "facts" in answer}
+
     def rebuild(self) -> None:
         """Leave the group and build it anew; the ranks keep their namespaces."""
         self._engines.call("dtkit.engine.group:leave")

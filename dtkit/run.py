@@ -18,7 +18,7 @@ from dtkit.rundir import driver, new_folder, write_facts
 from dtkit.telemetry import RunState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from dtkit.events import Event
     from dtkit.options import RunOptions
@@ -132,6 +132,11 @@ class Run:
         self.shown.wait(_SHOWN_TIMEOUT_S)
         if self.error is not None:
             raise self.error
+
+    def watching(self) -> Iterator[None]:
+        """Yield until the run has ended; somebody else sees it through."""
+        while not self._ended.is_set():
+            yield
 
     def pause(self, is_paused: bool = True) -> None:  # noqa: FBT001, FBT002  reads well
         """Ask every rank to pause after its current step, or to go on."""
@@ -252,6 +257,10 @@ class Requests:
         self.num_interrupts = 0
         self.alarm = Alarm()
         """Rings when there is something to see to: whoever waits for the cell looks at once."""
+        self.is_background = False
+        """Whether no cell waits for it, so that it goes on when the kernel ends."""
+        self.is_left = False
+        """Whether this kernel has let go of it, and it goes on."""
 
     def stop(self) -> None:
         """Ask for a stop after the step."""

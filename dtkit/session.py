@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from dtkit.celloutput import CellOutput
 from dtkit.errors import DtkitError
 from dtkit.options import RunOptions
+from dtkit.orphans import end_orphan, list_orphans
 from dtkit.recipe import Recipe
 from dtkit.run import Requests, Run, create_run
 from dtkit.session_core import Registry, SessionCore
 from dtkit.tensorboard.server import Boards
 from dtkit.transfer import Transfer, pull, push
-from dtkit.values import RankStatus
-from dtkit.waiting import drive
+from dtkit.values import Orphan, RankStatus
+from dtkit.waiting import drive, in_background
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,6 +27,55 @@ __all__ = ["Session", "current_session", "last_run"]
 
 class Session(SessionCore):
     """Engines with a process group across them. Make one with `Session.start`."""
+
+    @classmethod
+    def attaching(cls, session_id: str | None = None) -> tuple[Self, Run | None, Iterator[None]]:
+        """Take over a session whose kernel is gone.
+
+        Args:
+            session_id: which, as `Session.orphans` lists them; None: the only one.
+
+        Returns:
+            The session, its newest run if it had one, and an iterator to be
+            exhausted, which follows that run to its end as `training` does.
+
+        Raises:
+            InvalidInputError: there is no such session.
+            StartError: its controller does not answer.
+        """
+        session = cls._take_over(session_id)
+        run, steps = session._follow()  # noqa: SLF001  one of us
+        return session, run, steps
+
+    @classmethod
+    def attach(cls, session_id: str | None = None) -> Self:
+        """Take over a session whose kernel is gone; its run goes on as `dtkit.last_run`.
+
+        Args:
+            session_id: which, as `Session.orphans` lists them; None: the only one.
+
+        Raises:
+            InvalidInputError: there is no such session.
+            StartError: its controller does not answer.
+        """
+        session, run, steps = cls.attaching(session_id)
+        if run is not None and run.state == "running":
+            in_background(steps, run.requests)
+        return session
+
+    @staticmethod
+    def orphans() -> tuple[Orphan, ...]:
+        """Return the sessions on this host whose kernel is gone."""
+        return list_orphans()
+
+    @staticmethod
+    def end_orphan(session_id: str) -> Orphan:
+        """End a session whose kernel is gone, and return what it was.
+
+        Raises:
+            InvalidInputError: there is no such session.
+        """
+        return end_orphan(session_id)
 
     def running(
         self, cell: str, *, ranks: Sequence[int] | None = None

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import atexit
 import time
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from dtkit.cluster import LocalCluster, Slot, choose_backend, place_local
+from dtkit._text import OVER
+from dtkit.cluster import (
+    AttachedCluster,
+    HostCluster,
+    LocalCluster,
+    Slot,
+    choose_backend,
+    place_local,
+)
 from dtkit.conductor import Conductor
 from dtkit.errors import ClosedError, DtkitError
+from dtkit.followed import FollowedExecution
+from dtkit.guard.record import RankRun, SessionRecord
+from dtkit.orphans import choose_orphan
 from dtkit.procgroup import ProcessGroup
+from dtkit.values import DEFAULT_LEASE, Lease
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from dtkit.run import Run
     from dtkit.tensorboard.server import Boards
@@ -38,6 +51,8 @@ class Registry:
 
     session: SessionCore | None = None
     run: Run | None = None
+    is_restarting: Callable[[], bool] = staticmethod(lambda: False)
+    """Whether this process ends because its notebook's kernel is being restarted."""
 
 
 class SessionCore:
@@ -50,12 +65,12 @@ class SessionCore:
         start_s: how long the start took, in seconds.
     """
 
-    def __init__(self, cluster: LocalCluster, backend: str, runs_dir: Path) -> None:
+    def __init__(self, cluster: HostCluster) -> None:
         self._cluster = cluster
         self._engines = cluster.engines
         self.slots: tuple[Slot, ...] = cluster.slots
-        self.backend = backend
-        self.runs_dir = runs_dir
+        self.backend = backend = cluster.record.backend
+        self.runs_dir = Path(cluster.record.runs_dir)
         self.facts: dict[int, dict[str, Any]] = {}
         self.start_s = 0.0
         self._group = ProcessGroup(self._engines, self.slots, backend)
@@ -72,6 +87,7 @@ class SessionCore:
         backend: str = "auto",
         oversubscribe: bool = False,
         runs_dir: str | Path = "dtkit_runs",
+        lease: Lease = DEFAULT_LEASE,
         on_stage: Callable[[str], None] = lambda _stage: None,
     ) -> Self:
         """Start engines and a process group across them.
@@ -82,6 +98,7 @@ class SessionCore:
             backend: auto, gloo or nccl. auto takes nccl where each rank has a GPU of its own.
             oversubscribe: let ranks share a GPU.
             runs_dir: where each run gets its folder.
+            lease: how long the engines live on when this process is gone.
             on_stage: called with a short text as each stage begins.
 
         Raises:
@@ -95,9 +112,11 @@ class SessionCore:
         begun_s = time.monotonic()
         slots = place_local(num_ranks, devices, oversubscribe=oversubscribe)
         backend = choose_backend(backend, slots)
-        session = cls(
-            LocalCluster(slots, preload=_PRELOAD, on_stage=on_stage), backend, Path(runs_dir)
-        )
+        record = SessionRecord.new(
+            tuple(map(asdict, slots)), backend, str(Path(runs_dir).resolve()),
+            lease_s=lease.seconds, is_strict=lease.is_strict,
+        )  # fmt: skip
+        session = cls(LocalCluster(record, preload=_PRELOAD, on_stage=on_stage))
         try:
             on_stage("importing torch and joining the process group")
             session.facts = session._group.build()
@@ -106,9 +125,30 @@ class SessionCore:
             session.close()
             raise
         session.start_s = time.monotonic() - begun_s
-        Registry.session = session
-        atexit.register(session._close_at_exit)
+        session._open()
         return session
+
+    @classmethod
+    def _take_over(cls, session_id: str | None) -> Self:
+        """Open the session that a kernel left behind; see `Session.attach`."""
+        if Registry.session is not None:
+            msg = f"{Registry.session} is open; %dist_shutdown ends it"
+            raise DtkitError(msg)
+        begun_s = time.monotonic()
+        session = cls(AttachedCluster(choose_orphan(session_id).dir))
+        try:
+            session.facts = session._group.take_over()
+        except BaseException:
+            session._cluster.leave()
+            raise
+        session.start_s = time.monotonic() - begun_s
+        session._open()
+        return session
+
+    @property
+    def id(self) -> str:
+        """What `%dist_init --attach` calls it."""
+        return self._cluster.record.id
 
     @property
     def world_size(self) -> int:
@@ -159,19 +199,59 @@ class SessionCore:
     def __repr__(self) -> str:
         return f"<Session: {self}{', closed' if self._is_closed else ''}>"
 
+    def _follow(self) -> tuple[Run | None, Iterator[None]]:
+        """Return the newest run of the ranks, and the steps that see it to its end."""
+        from dtkit import archive  # it knows the session
+
+        found = RankRun.read_all(self._cluster.dir).values()
+        newest = max(found, key=lambda run: run.start_unix_s, default=None)
+        if newest is None:
+            return None, iter(())
+        facts = archive.read_facts(Path(newest.dir))
+        if facts.state in OVER:
+            Registry.run = run = archive.load(facts.dir)
+            return run, iter(())
+        Registry.run = run = archive.open_run(facts)
+        for note in facts.notes:
+            run.note(note)
+        run.write()  # who drives it now
+        return run, self._conductor.follow(run, FollowedExecution(run, self._engines))
+
+    def _open(self) -> None:
+        Registry.session = self
+        atexit.register(self._close_at_exit)
+
     def _close(self, *, is_hurried: bool) -> None:
+        if self._forget():
+            self._cluster.stop(is_hurried=is_hurried)
+
+    def _forget(self) -> bool:
+        """Let go of the session; return whether it was open."""
         if self._is_closed:
-            return
+            return False
         self._is_closed = True
         atexit.unregister(self._close_at_exit)
         if Registry.session is self:
             Registry.session = None
         if self._boards is not None:
             self._boards.close()
-        self._cluster.stop(is_hurried=is_hurried)
+        return True
 
     def _close_at_exit(self) -> None:
-        self._close(is_hurried=True)
+        """End the session with its kernel, or leave a run to go on without it.
+
+        A run in the background was told to go on by itself; one in the
+        foreground goes on when the kernel is restarted, not when it is shut down.
+        A kernel that dies does not come here, and leaves everything.
+        """
+        requests, run = self._conductor.active, Registry.run
+        is_run = requests is not None and run is not None and run.requests is requests
+        if requests and is_run and (requests.is_background or Registry.is_restarting()):
+            requests.is_left = True
+            if self._forget():
+                self._cluster.leave()
+        else:
+            self._close(is_hurried=True)
 
     def _check_open(self) -> None:
         if self._is_closed:

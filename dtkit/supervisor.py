@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dtkit.cluster import Engines, Execution, Reply
+    from dtkit.followed import FollowedExecution
     from dtkit.run import Requests
 
 __all__ = ["Supervisor", "failure_of"]
@@ -50,7 +51,12 @@ class Supervisor:
     """
 
     def __init__(
-        self, engines: Engines, execution: Execution, requests: Requests, *, has_steps: bool
+        self,
+        engines: Engines,
+        execution: Execution | FollowedExecution,
+        requests: Requests,
+        *,
+        has_steps: bool,
     ) -> None:
         self._engines = engines
         self._execution = execution

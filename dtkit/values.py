@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from dtkit.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["RankStatus", "RunFacts"]
+__all__ = ["DEFAULT_LEASE", "Lease", "Orphan", "RankStatus", "RunFacts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +48,46 @@ class RunFacts:
     notes: tuple[str, ...] = ()
     error: str | None = None
     driver: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """How long a session lives on when the kernel that has it is gone.
+
+    Attributes:
+        minutes: counted while no run goes on.
+        is_strict: count them during a run as well, and end it with the session.
+    """
+
+    minutes: float = 15.0
+    is_strict: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.minutes) and self.minutes >= 0):
+            msg = f"--lease {self.minutes:g}: give minutes, 0 or more, for example --lease 15"
+            raise InvalidInputError(msg)
+
+    @property
+    def seconds(self) -> float:
+        """The same in seconds."""
+        return 60.0 * self.minutes
+
+
+DEFAULT_LEASE = Lease()
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """A session whose kernel is gone, as `%dist_orphans` shows it."""
+
+    id: str
+    num_ranks: int
+    backend: str
+    notebook: str
+    """The notebook it was started from; empty where Jupyter does not tell."""
+    run: str
+    """Name of the run that goes on; empty when none does."""
+    left_s: float | None
+    """Seconds until it ends by itself; None: not while the run goes on, or no guardian is left."""
+    has_guardian: bool
+    num_processes: int

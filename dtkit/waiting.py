@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from dtkit.errors import DtkitError
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
     from dtkit.run import Requests
 
-__all__ = ["Interrupted", "drive", "drive_async"]
+__all__ = ["Interrupted", "drive", "drive_async", "in_background"]
 
 _MAX_WAIT_S = 0.05
 """The steps are looked at so often, and at once when the alarm rings."""
@@ -48,6 +51,26 @@ async def drive_async(steps: Iterator[None], requests: Requests) -> None:
                 task: Any = asyncio.current_task()
                 task.uncancel()
     _raise_if_interrupted(requests)
+
+
+def in_background(
+    steps: Iterator[None], requests: Requests, before: Callable[[], None] = lambda: None
+) -> None:
+    """Exhaust `steps` in a thread; what a run fails with is in `Run.error`.
+
+    Args:
+        steps: of a run.
+        requests: the run's.
+        before: called in the thread first.
+    """
+
+    def go_on() -> None:
+        before()
+        with contextlib.suppress(DtkitError):  # the run holds it
+            drive(steps, requests)
+
+    requests.is_background = True
+    threading.Thread(target=go_on, name="dtkit-background", daemon=True).start()
 
 
 @contextmanager

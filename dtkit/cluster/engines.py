@@ -106,6 +106,11 @@ class Engines:
         """Whether every engine has reported to the controller."""
         return set(self._engine_of.values()) <= set(self._client.ids)
 
+    def note_missing(self) -> None:
+        """Count engines that are not registered now as lost: for a cluster that was running."""
+        there = set(self._client.ids)
+        self._lost.update(rank for rank, engine in self._engine_of.items() if engine not in there)
+
     def call(
         self,
         function: str,

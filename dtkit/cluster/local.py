@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import shutil
-import signal
 import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ipyparallel as ipp
-import psutil
 from ipyparallel.cluster.launcher import LocalEngineLauncher, LocalEngineSetLauncher
 from IPython.core.profiledir import ProfileDir
 
 from dtkit.cluster.engines import Engines
+from dtkit.cluster.host import HostCluster
 from dtkit.errors import StartError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from dtkit.cluster.placement import Slot
+    from dtkit.guard.record import SessionRecord
 
 __all__ = ["LocalCluster"]
 
 START_TIMEOUT_S = 120.0
-_STOP_TIMEOUT_S = 2.0
-_KILL_TIMEOUT_S = 3.0
-_LOG_LINES = 20
 
 _CONTROLLER_ARGS = [
     # Engines are registered only after two heartbeats: 3 s each by default.
@@ -70,11 +63,11 @@ class _Cluster(ipp.Cluster):  # type: ignore[misc]  # ipyparallel is untyped
     slot_env: tuple[dict[str, str], ...] = ()
 
 
-class LocalCluster:
-    """Owns the processes of one cluster on this host.
+class LocalCluster(HostCluster):
+    """Starts the processes of one cluster on this host.
 
     Args:
-        slots: one engine is started for each.
+        record: the session's, with its folder; one engine is started for each of its slots.
         preload: modules that the engines import while they start.
         on_stage: called with a short text as each stage of the start begins.
 
@@ -84,16 +77,16 @@ class LocalCluster:
 
     def __init__(
         self,
-        slots: Sequence[Slot],
+        record: SessionRecord,
         *,
         preload: Sequence[str] = (),
         on_stage: Callable[[str], None] = lambda _stage: None,
     ) -> None:
-        self.slots = tuple(slots)
-        self.dir = Path(tempfile.mkdtemp(prefix="dtkit-"))
+        super().__init__(record)
+        self.post_guardian()
         ProfileDir.create_profile_dir(str(self.dir))
         self._cluster = _Cluster(
-            n=len(slots),
+            n=len(self.slots),
             profile_dir=str(self.dir),
             cluster_id="",
             delay=0.0,
@@ -107,8 +100,9 @@ class LocalCluster:
             parent=None,
             log=_quiet_logger(),
         )
-        self._cluster.slot_env = tuple(_slot_env(slot, preload) for slot in slots)
-        self._processes: list[psutil.Process] = []
+        self._cluster.slot_env = tuple(
+            {**_slot_env(slot, preload), "DTKIT_SESSION_DIR": str(self.dir)} for slot in self.slots
+        )
         try:
             self.engines = self._start(on_stage)
         except BaseException:
@@ -116,39 +110,18 @@ class LocalCluster:
             raise
 
     def stop(self, *, is_hurried: bool = False) -> None:
-        """End every process of the cluster and remove its folder; safe to call twice.
-
-        Args:
-            is_hurried: kill at once. An engine in a collective does not hear a
-                SIGTERM, and a notebook that is being shut down has two seconds
-                before it is killed itself.
-        """
-        if hasattr(self, "engines"):
-            self.engines.close()
+        """End every process of the session, those not yet written down as well."""
         self._remember_processes()
-        # Not Cluster.stop_cluster: it waits 5 s for an engine that is stuck in a
-        # collective. A SIGTERM lets engines run their exit handlers; what is then
-        # still there is killed.
-        _end(self._processes, 0.0 if is_hurried else _STOP_TIMEOUT_S)
-        shutil.rmtree(self.dir, ignore_errors=True)
-
-    def log_tail(self, engine: int, num_lines: int = _LOG_LINES) -> str:
-        """Return the last lines of an engine's log."""
-        logs = sorted((self.dir / "log").glob(f"ipengine-*-{engine}.log"))
-        text = "".join(path.read_text(errors="replace") for path in logs)
-        return "\n".join(text.splitlines()[-num_lines:])
-
-    def pids(self) -> list[int]:
-        """Return the pids of every live process of the cluster, children included."""
-        self._remember_processes()
-        return [p.pid for p in self._processes if p.is_running()]
+        super().stop(is_hurried=is_hurried)
 
     def _start(self, on_stage: Callable[[str], None]) -> Engines:
         on_stage(f"starting controller and {len(self.slots)} engines")
         cluster = self._cluster
         # Engines first: their start is the long pole (they import torch).
         cluster.start_engines_sync()
+        self._remember_processes()
         cluster.start_controller_sync()
+        self._remember_processes()
         client = cluster.connect_client_sync()
         engines = Engines(client, self.slots)
         on_stage("waiting for engines to register")
@@ -175,17 +148,10 @@ class LocalCluster:
         return launcher is not None and bool(launcher.process.is_running())
 
     def _remember_processes(self) -> None:
-        known = {p.pid for p in self._processes}
-        roots = []
-        if self._cluster.controller is not None:
-            roots.append(self._cluster.controller.pid)
-        if self._cluster.engine_set is not None:
-            roots += [el.pid for el in self._cluster.engine_set.launchers.values()]
-        for pid in roots:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process = psutil.Process(pid)
-                family = [process, *process.children(recursive=True)]
-                self._processes += [p for p in family if p.pid not in known]
+        cluster = self._cluster
+        launchers = cluster.engine_set.launchers.values() if cluster.engine_set else ()
+        controllers = [cluster.controller] if cluster.controller else []
+        self.remember(launcher.pid for launcher in (*controllers, *launchers))
 
 
 def _slot_env(slot: Slot, preload: Sequence[str]) -> dict[str, str]:
@@ -203,27 +169,6 @@ def _slot_env(slot: Slot, preload: Sequence[str]) -> dict[str, str]:
     if slot.gpu is not None:
         env["CUDA_VISIBLE_DEVICES"] = slot.gpu
     return env
-
-
-def _end(processes: Sequence[psutil.Process], grace_s: float) -> None:
-    """Terminate, then kill. psutil compares start times, so a reused pid is left alone.
-
-    Args:
-        processes: whom to end.
-        grace_s: how long they may take after a SIGTERM; 0 sends no SIGTERM.
-    """
-    alive = list(processes)
-    if grace_s:
-        _signal(alive, signal.SIGTERM)
-        _, alive = psutil.wait_procs(alive, timeout=grace_s)
-    _signal(alive, signal.SIGKILL)
-    psutil.wait_procs(alive, timeout=_KILL_TIMEOUT_S)
-
-
-def _signal(processes: Sequence[psutil.Process], number: int) -> None:
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(number)
 
 
 def _quiet_logger() -> logging.Logger:

@@ -24,7 +24,9 @@ from dtkit.horovod import alias
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Group", "join", "leave", "more_links", "open_store", "release"]
+    from dtkit.engine.agent import Agent
+
+__all__ = ["Group", "generation_of", "join", "leave", "more_links", "open_store", "release"]
 
 COLLECTIVE_TIMEOUT_S = 24 * 3600
 """Ranks are freed by `release`, not by a time-out: a step may rightly take hours."""
@@ -105,7 +107,14 @@ def join(spec: dict[str, Any]) -> dict[str, Any]:
     _name_everything(owner.group)
     status.install(owner)
     where.install(owner)
-    return _facts(owner.group)
+    facts = _facts(owner.group)
+    owner.on("about", lambda _request: {"facts": facts, "generation": generation_of(owner)})
+    return facts
+
+
+def generation_of(owner: Agent) -> int:
+    """Return which of the session's groups this rank is in; 0: in none."""
+    return 0 if owner.group is None else owner.group.generation
 
 
 def leave() -> None:

@@ -59,11 +59,12 @@ class ActiveRun:
         self.dir = Path(spec["dir"])
         self._has_ended = False
         self._depth = 0
+        self.start_unix_s = float(spec["start_unix_s"])
         self.control = Control()
         self.recorder = Recorder(
             self._group.rank,
             self._group.device,
-            float(spec["start_unix_s"]),
+            self.start_unix_s,
             self.dir / f"rank-{self._group.rank}.jsonl",
             owner.send,
         )

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dtkit.magics.attaching import DistOrphanMagics, is_restarting
 from dtkit.magics.awaiting import AWAIT_NAME, rewrite
 from dtkit.magics.carrying import DistObjectMagics
 from dtkit.magics.looking import DistLookMagics
 from dtkit.magics.opening import DistMagics
 from dtkit.magics.running import DistCellMagics
+from dtkit.session_core import Registry
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
 __all__ = ["MAGICS", "load", "unload"]
 
-MAGICS = (DistMagics, DistCellMagics, DistObjectMagics, DistLookMagics)
+MAGICS = (DistMagics, DistCellMagics, DistObjectMagics, DistLookMagics, DistOrphanMagics)
 
 
 def load(shell: InteractiveShell) -> None:
@@ -26,6 +28,7 @@ def load(shell: InteractiveShell) -> None:
     shell.register_magics(*(cells if made is DistCellMagics else made for made in MAGICS))
     setattr(shell, AWAIT_NAME, cells.run_cell_async)
     shell.input_transformers_cleanup.append(rewrite)
+    Registry.is_restarting = staticmethod(is_restarting)
 
 
 def unload(shell: InteractiveShell) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,7 @@ from dtkit import _render as render
 from dtkit._guarded import GuardedDashboard
 from dtkit._ranks import format_ranks
 from dtkit.dashboard import make_dashboard
-from dtkit.errors import DtkitError
-from dtkit.waiting import drive
+from dtkit.waiting import in_background
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,7 +23,14 @@ if TYPE_CHECKING:
     from dtkit.run import Requests, Run
     from dtkit.session import Session
 
-__all__ = ["ShownCell", "go_on_in_background", "run_on_ranks", "train_on_ranks", "with_header"]
+__all__ = [
+    "ShownCell",
+    "go_on_in_background",
+    "run_on_ranks",
+    "show_run",
+    "train_on_ranks",
+    "with_header",
+]
 
 _SHOW_AFTER_S = 0.1
 """A dashboard is built after this: it would take the ranks' cores just when they begin, and a
@@ -74,11 +79,18 @@ def train_on_ranks(
 ) -> tuple[Iterator[None], Requests]:
     """Send a training cell under a dashboard; the same for it."""
     run, steps = session.training(code, **options)
+    return show_run(run, steps, session.world_size, can_click=can_click), run.requests
+
+
+def show_run(
+    run: Run, steps: Iterator[None], world_size: int, *, can_click: bool
+) -> Iterator[None]:
+    """Return the steps of a run that show it, under a dashboard, as they go on."""
     dashboard = GuardedDashboard(
         make_dashboard(on_stop=run.requests.stop, on_pause=run.requests.pause, can_click=can_click),
         run.note,
     )
-    displays = _Displays(run.output, session.world_size)
+    displays = _Displays(run.output, world_size)
 
     def showing() -> Iterator[None]:
         begin_s: float | None = time.monotonic() + _SHOW_AFTER_S
@@ -98,7 +110,7 @@ def train_on_ranks(
             run.shown.set()
 
     run.shown.clear()
-    return showing(), run.requests
+    return showing()
 
 
 def go_on_in_background(steps: Iterator[None], requests: Requests) -> None:
@@ -106,23 +118,22 @@ def go_on_in_background(steps: Iterator[None], requests: Requests) -> None:
 
     What the run fails with is in `Run.error`, in its summary, and raised by `Run.wait`.
     """
+    # Before the first step: whether it goes on with the kernel is asked for the whole of it.
+    requests.is_background = True
     next(steps, None)
     shell: Any = get_ipython()
-    parent = shell.get_parent() if hasattr(shell, "get_parent") else None
-
-    def go_on() -> None:
-        if parent is not None:
-            # What a thread displays goes to the newest cell otherwise.
-            shell.set_parent(parent)
-        with contextlib.suppress(DtkitError):  # the run holds it
-            drive(steps, requests)
-
-    threading.Thread(target=go_on, name="dtkit-background", daemon=True).start()
+    if hasattr(shell, "get_parent"):
+        parent = shell.get_parent()
+        # What a thread displays goes to the newest cell otherwise.
+        in_background(steps, requests, lambda: shell.set_parent(parent))
+    else:
+        in_background(steps, requests)
 
 
 def _settle(run: Run) -> None:
-    # The steps end the run; only if they were never begun is it still open.
-    if run.state == "running":
+    # The steps end the run; only if they were never begun, or the run was left to go
+    # on without this kernel, is it still open.
+    if run.state == "running" and not run.requests.is_left:
         run.end("failed")
 
 

@@ -9,9 +9,11 @@ from IPython.core.magic import line_magic, magics_class
 from traitlets import Unicode
 
 from dtkit.magics.arguments import Parser, usage_errors
+from dtkit.magics.attaching import attach, note_orphans, started_line
 from dtkit.magics.base import DtkitMagics, say
 from dtkit.magics.tables import StageLine, StatusTable
 from dtkit.session import Session, current_session
+from dtkit.values import DEFAULT_LEASE, Lease
 
 if TYPE_CHECKING:
     import argparse
@@ -31,8 +33,11 @@ class DistMagics(DtkitMagics):
     @usage_errors
     def dist_init(self, line: str) -> None:
         """Start one engine per device, with a process group across them."""
-        args = INIT.parse(line)
+        args = parse_init(line)
         session = current_session()
+        if args.attach is not None:
+            attach(session, args.attach or None)
+            return
         if session is not None:
             _describe_running(session, args.n)
             return
@@ -43,6 +48,7 @@ class DistMagics(DtkitMagics):
             stage.finish("not started")
             raise
         stage.finish(started_line(session))
+        note_orphans()
 
     @line_magic
     @usage_errors
@@ -70,18 +76,9 @@ class DistMagics(DtkitMagics):
             backend=args.backend,
             oversubscribe=args.oversubscribe,
             runs_dir=self.runs_dir,
+            lease=args.lease,
             on_stage=stage.show,
         )
-
-
-def started_line(session: Session) -> str:
-    """Return the one line that `%dist_init` leaves."""
-    facts = session.facts[0]
-    devices = sorted({fact["device_name"] for fact in session.facts.values()})
-    return (
-        f"{session} · {', '.join(devices)} · torch {facts['torch']} · Python {facts['python']} "
-        f"· {session.start_s:.1f} s"
-    )
 
 
 def _describe_running(session: Session, num_ranks: int | None) -> None:
@@ -110,7 +107,37 @@ def _init() -> Parser:
     parser.add_argument(
         "--oversubscribe", action="store_true", help="let ranks share a GPU (over gloo)"
     )
+    parser.add_argument(
+        "--lease", type=float, default=DEFAULT_LEASE.minutes, metavar="MINUTES",
+        help="how long the engines live on, idle, when this kernel is gone (default: 15)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--strict-lease", action="store_true", help="count the lease during a run as well"
+    )
+    parser.add_argument(
+        "--attach", nargs="?", const="", metavar="ID",
+        help="take over the session that an earlier kernel left, and show its run",
+    )  # fmt: skip
     return parser
+
+
+def parse_init(line: str) -> argparse.Namespace:
+    """Return the arguments of `%dist_init`, with `lease` as a `Lease`."""
+    args = INIT.parse(line)
+    if args.attach is not None and (given := _given(args)):
+        msg = f"%dist_init --attach takes the session as it is: leave out {', '.join(given)}"
+        raise UsageError(msg)
+    args.lease = Lease(args.lease, args.strict_lease)
+    return args
+
+
+def _given(args: argparse.Namespace) -> list[str]:
+    return [
+        option
+        for action in INIT._actions  # noqa: SLF001  argparse tells no other way
+        if (option := (action.option_strings or [""])[0]) not in ("-h", "--attach")
+        and getattr(args, action.dest) != action.default
+    ]
 
 
 INIT = _init()

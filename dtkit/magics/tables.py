@@ -9,9 +9,11 @@ from IPython.core.getipython import get_ipython
 from IPython.display import display
 
 if TYPE_CHECKING:
-    from dtkit.values import RankStatus
+    from collections.abc import Sequence
 
-__all__ = ["StageLine", "StatusTable"]
+    from dtkit.values import Orphan, RankStatus
+
+__all__ = ["OrphanTable", "StageLine", "StatusTable"]
 
 _GIB = 2**30
 
@@ -38,34 +40,41 @@ class StageLine:
             display(_line(text), raw=True)
 
 
-class StatusTable:
-    """The ranks as a table, in HTML and in text."""
+class Table:
+    """Rows of text, in HTML and in plain text.
 
-    _HEAD = ("rank", "device", "host", "pid", "memory", "state")
+    Args:
+        title: a line above it.
+        head: the columns' names.
+        rows: as long as the head each.
+    """
 
-    def __init__(self, title: str, ranks: tuple[RankStatus, ...]) -> None:
-        self.title = title
-        self.ranks = ranks
+    def __init__(self, title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+        self._title, self._head, self._rows = title, head, rows
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th style='text-align:left'>{name}</th>" for name in self._HEAD)
+        head = "".join(f"<th style='text-align:left'>{name}</th>" for name in self._head)
         rows = "".join(
             "<tr>" + "".join(f"<td style='text-align:left'>{escape(c)}</td>" for c in row) + "</tr>"
-            for row in self._rows()
+            for row in self._rows
         )
-        return f"<div>{escape(self.title)}</div><table><tr>{head}</tr>{rows}</table>"
+        return f"<div>{escape(self._title)}</div><table><tr>{head}</tr>{rows}</table>"
 
     def __repr__(self) -> str:
-        rows = [self._HEAD, *self._rows()]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(self._HEAD))]
+        rows = [self._head, *self._rows]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(self._head))]
         body = "\n".join(
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
         )
-        return f"{self.title}\n{body}"
+        return f"{self._title}\n{body}"
 
-    def _rows(self) -> list[tuple[str, ...]]:
-        return [
+
+class StatusTable(Table):
+    """The ranks as a table."""
+
+    def __init__(self, title: str, ranks: tuple[RankStatus, ...]) -> None:
+        rows = [
             (
                 str(rank.rank),
                 f"{rank.device} ({rank.device_name})",
@@ -74,8 +83,41 @@ class StatusTable:
                 _memory(rank),
                 rank.state,
             )
-            for rank in self.ranks
+            for rank in ranks
         ]
+        super().__init__(title, ("rank", "device", "host", "pid", "memory", "state"), rows)
+
+
+class OrphanTable(Table):
+    """Sessions without a kernel as a table."""
+
+    def __init__(self, orphans: tuple[Orphan, ...]) -> None:
+        head = ("session", "ranks", "notebook", "run", "processes", "ends by itself")
+        rows = [
+            (
+                orphan.id,
+                f"{orphan.num_ranks} over {orphan.backend}",
+                orphan.notebook or "–",
+                orphan.run or "–",
+                str(orphan.num_processes),
+                _ends(orphan),
+            )
+            for orphan in orphans
+        ]
+        if orphans:
+            title = "%dist_init --attach ID takes a session over, %dist_orphans --end ID ends it"
+            super().__init__(title, head, rows)
+        else:
+            super().__init__("no session is without a kernel", (), [])
+
+
+def _ends(orphan: Orphan) -> str:
+    if not orphan.has_guardian:
+        return "never: its guardian is gone"
+    if orphan.left_s is None:
+        return "not while its run goes on"
+    minutes, seconds = divmod(round(orphan.left_s), 60)
+    return f"in {minutes} min" if minutes else f"in {seconds} s"
 
 
 def _memory(rank: RankStatus) -> str:

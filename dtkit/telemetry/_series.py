@@ -39,6 +39,7 @@ class RankSeries:
         self.state = "starting"
         self.step = 0
         self.peak_bytes = 0
+        self.end_s = math.inf
         self.ring: Floats = np.full((len(STEP_COLUMNS), WINDOW), np.nan)
 
     def is_over(self) -> bool:

@@ -91,14 +91,15 @@ class RunState:
             self._apply(event)
 
     def end(self, state: str, error: str | None = None, end_unix_s: float | None = None) -> None:
-        """Close the run as finished, stopped or failed; nothing is merged after it."""
+        """Close the run as finished, stopped or failed, now or when its ranks ended."""
         with self._lock:
             for rank in self._ranks.values():
                 if not rank.is_over():
                     rank.state = state
             self._merge()
             self.state, self.error = state, error
-            self._end_unix_s = time.time() if end_unix_s is None else end_unix_s
+            ended_unix_s = self.start_unix_s + max(r.end_s for r in self._ranks.values())
+            self._end_unix_s = end_unix_s or min(ended_unix_s, time.time())
 
     def set_rank_state(self, rank: int, state: str) -> None:
         """Record what the driver learnt about a rank, e.g. that it was lost."""
@@ -149,6 +150,7 @@ class RunState:
             self._start(event)
         else:
             self._ranks[event.rank].state = event.state
+            self._ranks[event.rank].end_s = event.time_s
             self._merge()
 
     def _start(self, event: RankStarted) -> None:

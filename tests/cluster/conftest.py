@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 import dtkit
+from dtkit.guard.processes import Identity
 from dtkit.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def start_session(
     for session, pids in sessions:
         session.close()
         owned_pids.difference_update(pids)
-        assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+        assert not [pid for pid in pids if Identity.of(pid)]
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A kernel that ends takes its engines with it, whatever they are doing."""
+"""What becomes of the engines when their kernel ends: a run goes on, all else ends."""
 
 from __future__ import annotations
 
@@ -13,6 +13,27 @@ if TYPE_CHECKING:
 
     from jupyter_client.blocking.client import BlockingKernelClient
 
+TRAINING = """%%dist_train --name lasting
+import torch
+model = torch.nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+print("begin")
+for _ in range(10**6):
+    optimizer.zero_grad()
+    model(torch.ones(8, 4)).square().mean().backward()
+    optimizer.step()
+"""
+ATTACH = """%load_ext dtkit
+%dist_init --attach
+import dtkit
+session, run = dtkit.current_session(), dtkit.last_run
+"""
+STOP = """%dist_stop
+run.wait(timeout_s=30)
+assert run.state == "stopped"
+assert run.history["step"][0] == 1
+assert run.output.text_of(1) == "begin\\n"
+"""
 STUCK = "%%dist\nimport torch\ndist.recv(torch.ones(1), src=1 - rank)"
 
 
@@ -38,11 +59,20 @@ def connect(manager: KernelManager) -> BlockingKernelClient:
     return client
 
 
+def execute(client: BlockingKernelClient, code: str) -> str:
+    """Run a cell, which must not fail, and return what it displays as text."""
+    shown: list[str] = []
+
+    def keep(message: dict[str, Any]) -> None:
+        shown.append(str(message["content"].get("data", {}).get("text/plain", "")))
+
+    reply = client.execute_interactive(code, timeout=60, output_hook=keep)
+    assert reply["content"]["status"] == "ok", reply["content"]
+    return "\n".join(shown)
+
+
 def start_engines(client: BlockingKernelClient) -> None:
-    reply = client.execute_interactive(
-        "%load_ext dtkit\n%dist_init -n 2", timeout=60, output_hook=lambda _message: None
-    )
-    assert reply["content"]["status"] == "ok"
+    execute(client, "%load_ext dtkit\n%dist_init -n 2")
 
 
 def test_a_restart_ends_the_engines(manager: KernelManager, marked: Any) -> None:
@@ -67,6 +97,29 @@ def test_engines_that_are_stuck_in_a_collective_end_too(
     while status != "busy":
         message = client.get_iopub_msg(timeout=20)
         status = message["content"].get("execution_state", "")
+    client.stop_channels()
+    manager.shutdown_kernel()
+    assert marked.left() == []
+
+
+def test_a_run_goes_on_through_a_restart_and_the_next_kernel_stops_it(
+    manager: KernelManager, marked: Any, tmp_path: Path
+) -> None:
+    client = connect(manager)
+    execute(client, f"%cd {tmp_path}")
+    start_engines(client)
+    client.execute(TRAINING)
+    shown = ""
+    while "●" not in shown:  # the dashboard says that it is running
+        shown = str(client.get_iopub_msg(timeout=20)["content"])
+    client.stop_channels()
+    with marked.marking():
+        manager.restart_kernel()
+    client = connect(manager)
+    assert "attached: session" in execute(client, ATTACH)
+    execute(client, STOP)
+    assert "■ stopped" in execute(client, "run")
+    execute(client, "%%dist\ndist.all_reduce(torch.ones(1))")
     client.stop_channels()
     manager.shutdown_kernel()
     assert marked.left() == []

@@ -48,6 +48,8 @@ MAY_VIEW = (*VIEW, "dtkit.telemetry", "numpy", *BASE)
 SESSION = (
     "dtkit.archive",
     "dtkit.companions",
+    "dtkit.followed",
+    "dtkit.orphans",
     "dtkit.session",
     "dtkit.session_core",
     "dtkit.run",
@@ -63,6 +65,7 @@ SESSION = (
 MAY_SESSION = (
     *SESSION,
     "dtkit.cluster",
+    "dtkit.guard",
     "dtkit.telemetry",
     "dtkit.dashboard",
     "dtkit.tensorboard",
@@ -96,12 +99,22 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "dtkit._terminal": MAY_VIEW,
     "dtkit.dashboard": ("ipywidgets", "IPython.display", "IPython.core.getipython", *MAY_VIEW),
     # IPython's profile folders belong to the interface of ipyparallel's launchers.
-    "dtkit.cluster": ("ipyparallel", "psutil", "zmq", "IPython.core.profiledir", *BASE),
+    "dtkit.cluster": (
+        "ipyparallel",
+        "psutil",
+        "zmq",
+        "IPython.core.profiledir",
+        "dtkit.guard",
+        *BASE,
+    ),
+    # A process of its own watches a session: it must stay small.
+    "dtkit.guard": ("psutil",),
     **dict.fromkeys(SESSION, MAY_SESSION),
     "dtkit.magics": (
         "dtkit._guarded",
         "dtkit.archive",
         "dtkit.session",
+        "dtkit.session_core",
         "dtkit.run",
         "dtkit.celloutput",
         "dtkit.tensorboard",
@@ -133,6 +146,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "dtkit.horovod.alias",  # engines import Horovod's interface by Horovod's name
         "dtkit.errors",
         "dtkit.events",
+        "dtkit.guard",
         "dtkit.recipe",
         "dtkit.trace",  # the rows that it writes
     ),

@@ -5,7 +5,8 @@ import ast
 import pytest
 from IPython.core.error import UsageError
 
-from dtkit.magics import carrying, lines, opening
+from dtkit.errors import InvalidInputError
+from dtkit.magics import attaching, carrying, lines, opening
 from dtkit.magics.arguments import HelpShown, Parser
 from dtkit.magics.awaiting import rewrite
 from dtkit.magics.cells import with_header
@@ -14,6 +15,7 @@ ALL = [
     opening.INIT,
     opening.STATUS,
     opening.SHUTDOWN,
+    attaching.ORPHANS,
     lines.TRAIN,
     lines.STOP,
     carrying.PUSH,
@@ -50,6 +52,20 @@ def test_a_line_that_cannot_be_read_says_what_would_be_right(
     with pytest.raises(UsageError, match="lists the options") as caught:
         parser.parse(line)
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("lease", ["-1", "nan", "inf"])
+def test_a_lease_is_a_number_of_minutes(lease: str) -> None:
+    with pytest.raises(InvalidInputError, match="for example --lease 15"):
+        opening.parse_init(f"--lease={lease}")
+
+
+def test_a_session_that_is_taken_over_stays_as_it_is() -> None:
+    assert opening.parse_init("--attach").attach == ""
+    assert opening.parse_init("--attach abc").attach == "abc"
+    assert opening.parse_init("").attach is None
+    with pytest.raises(UsageError, match="leave out -n, --lease"):
+        opening.parse_init("-n 2 --attach --lease 3")
 
 
 def test_a_script_keeps_its_own_arguments() -> None:

@@ -24,7 +24,12 @@ NAMES = {
 }
 
 SESSION = {
-    "start": "(num_ranks, *, devices, backend, oversubscribe, runs_dir, on_stage)",
+    "start": "(num_ranks, *, devices, backend, oversubscribe, runs_dir, lease, on_stage)",
+    "attach": "(session_id)",
+    "attaching": "(session_id)",
+    "orphans": "()",
+    "end_orphan": "(session_id)",
+    "id": "property",
     "train": "(self, cell, *, recipe, options, name, ranks)",
     "training": "(self, cell, *, recipe, options, name, ranks)",
     "execute": "(self, cell, *, ranks)",
@@ -59,6 +64,7 @@ RUN = {
     "state": "property",
     "view": "(self)",
     "wait": "(self, *, timeout_s)",
+    "watching": "(self)",
     "stop": "(self)",
     "pause": "(self, is_paused)",
     "set_state": "(self, state)",
@@ -78,6 +84,7 @@ TWINS = {
     "dist_status": Session.status,
     "dist_stop": Session.stop,
     "dist_shutdown": Session.close,
+    "dist_orphans": Session.orphans,
 }
 
 

@@ -1,0 +1,178 @@
+"""When a session without a kernel ends, and what is ended with it: the guardian's decisions."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dtkit.errors import InvalidInputError
+from dtkit.guard import record as records
+from dtkit.guard.__main__ import Guardian
+from dtkit.guard.processes import Identity, end
+from dtkit.guard.record import RankRun, SessionRecord, active_ranks
+from dtkit.orphans import choose_orphan, end_orphan, list_orphans
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+LEASE_S = 100.0
+
+
+@pytest.fixture
+def spawn() -> Iterator[Callable[[], Identity]]:
+    """Start a process that stands for a kernel or an engine."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> Identity:
+        started.append(subprocess.Popen(["sleep", "600"]))
+        return identity(started[-1].pid)
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def record(
+    tmp_path: Path, spawn: Callable[[], Identity], monkeypatch: pytest.MonkeyPatch
+) -> SessionRecord:
+    """A session of one engine whose kernel runs."""
+    monkeypatch.setattr(records.tempfile, "gettempdir", lambda: str(tmp_path))
+    folder = tmp_path / "dtkit-abc"
+    folder.mkdir(mode=0o700)
+    made = SessionRecord(
+        dir=folder, slots=({"rank": 0},), backend="gloo", runs_dir=str(tmp_path), lease_s=LEASE_S,
+        is_strict=False, owner="", driver=spawn(), processes=(spawn(),),
+    )  # fmt: skip
+    made.write()
+    return made
+
+
+def identity(pid: int) -> Identity:
+    found = Identity.of(pid)
+    assert found is not None
+    return found
+
+
+def kill(process: Identity) -> None:
+    end([process], grace_s=0.0)
+
+
+def train(record: SessionRecord, rank: int = 0, state: str = "running") -> None:
+    """Write what a rank of a run on ranks 0 and 1 writes."""
+    RankRun(
+        rank=rank, ranks=(0, 1), process=record.processes[0], dir="/runs/first",
+        start_unix_s=0.0, state=state,
+    ).write(record.dir)  # fmt: skip
+
+
+def test_nothing_ends_while_the_kernel_runs(record: SessionRecord) -> None:
+    guardian = Guardian(record.dir)
+    assert not guardian.look(0.0)
+    assert not guardian.look(10 * LEASE_S)
+    assert record.is_alive
+    assert list_orphans() == ()
+
+
+def test_the_session_ends_when_its_lease_has_run_out(record: SessionRecord) -> None:
+    guardian = Guardian(record.dir)
+    kill(record.driver)
+    assert not guardian.look(0.0)
+    assert list_orphans()[0].id == "abc"
+    assert not guardian.look(LEASE_S - 1)
+    assert record.is_alive
+    assert guardian.look(LEASE_S)
+    assert not record.is_alive
+    assert not record.dir.exists()
+    assert guardian.look(LEASE_S)
+
+
+def test_whoever_takes_it_over_in_time_keeps_it(
+    record: SessionRecord, spawn: Callable[[], Identity]
+) -> None:
+    guardian = Guardian(record.dir)
+    kill(record.driver)
+    assert not guardian.look(0.0)
+    taken = replace(record, driver=spawn())
+    taken.write()
+    assert not guardian.look(2 * LEASE_S)
+    kill(taken.driver)
+    assert not guardian.look(2 * LEASE_S + 1)  # the lease begins anew
+    assert not guardian.look(3 * LEASE_S)
+    assert guardian.look(3 * LEASE_S + 1)
+
+
+def test_the_lease_waits_while_a_run_goes_on(record: SessionRecord) -> None:
+    guardian = Guardian(record.dir)
+    train(record, 0)
+    train(record, 1)
+    kill(record.driver)
+    assert active_ranks(record.dir) == {0, 1}
+    for now_s in (0.0, LEASE_S, 10 * LEASE_S):
+        assert not guardian.look(now_s)
+    assert record.is_alive
+    # One rank has failed, the other waits for it in vain: nobody trains any more.
+    train(record, 1, "failed")
+    assert not guardian.look(10 * LEASE_S + 1)
+    assert guardian.look(11 * LEASE_S + 1)
+
+
+def test_a_strict_lease_runs_out_during_a_run(record: SessionRecord) -> None:
+    replace(record, is_strict=True).write()
+    guardian = Guardian(record.dir)
+    train(record, 0)
+    train(record, 1)
+    kill(record.driver)
+    assert not guardian.look(0.0)
+    assert guardian.look(LEASE_S)
+    assert not record.is_alive
+
+
+def test_a_process_that_only_has_the_pid_is_left_alone(
+    record: SessionRecord, spawn: Callable[[], Identity]
+) -> None:
+    innocent = spawn()
+    other = Identity(innocent.pid, innocent.start_ticks - 1)
+    replace(record, processes=(*record.processes, other)).write()
+    kill(record.driver)
+    assert end_orphan("abc").num_processes == 1
+    assert not record.is_alive
+    assert innocent.is_alive
+
+
+def test_an_orphan_without_guardian_says_so_and_can_be_ended(record: SessionRecord) -> None:
+    kill(record.driver)
+    (orphan,) = list_orphans()
+    assert not orphan.has_guardian
+    assert choose_orphan(None).id == "abc"
+    with pytest.raises(InvalidInputError, match="'other' without a kernel; there is abc"):
+        choose_orphan("other")
+    end_orphan("abc")
+    assert list_orphans() == ()
+
+
+def test_what_belongs_to_a_kernel_cannot_be_ended(record: SessionRecord) -> None:
+    with pytest.raises(InvalidInputError, match="no session without a kernel"):
+        end_orphan("abc")
+    assert record.is_alive
+
+
+def test_a_folder_that_others_may_write_to_is_not_believed(record: SessionRecord) -> None:
+    kill(record.driver)
+    assert stat.S_IMODE((record.dir / "session.json").stat().st_mode) == 0o600
+    record.dir.chmod(0o770)
+    assert SessionRecord.read(record.dir) is None
+    assert list_orphans() == ()
+
+
+def test_a_record_of_another_boot_is_not_believed(
+    record: SessionRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "boot_id", lambda: "another")
+    assert SessionRecord.read(record.dir) is None

@@ -1,0 +1,160 @@
+"""A run goes on when its kernel is gone; the next one finds it, sees all of it and stops it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+import dtkit
+from dtkit.archive import runs
+from dtkit.errors import RankError
+from dtkit.guard.processes import Identity
+from dtkit.guard.record import RankRun, SessionRecord, find_records
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+DRIVER = """
+import sys
+import dtkit
+from dtkit.values import Lease
+
+runs_dir, lease, cell = sys.argv[1:]
+session = dtkit.Session.start(2, runs_dir=runs_dir, lease=Lease(float(lease)))
+run, steps = session.training(cell, name="lasting")
+said = False
+for _ in steps:
+    if run.view().step >= 3 and not said:
+        said = True
+        print("training", session.id, flush=True)
+"""
+
+CELL = """
+import torch
+from pathlib import Path
+
+print("begin", rank)
+model = torch.nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+is_over = torch.zeros(1)
+while not is_over:
+    optimizer.zero_grad()
+    model(torch.ones(8, 4)).square().mean().backward()
+    optimizer.step()
+    is_there = Path({flag!r}).exists()
+    {if_there}
+    is_over.fill_(is_there)
+    dist.all_reduce(is_over, op=dist.ReduceOp.MAX)
+print("end", rank)
+"""
+
+WAIT_S = 30.0
+
+
+class Left:
+    """A session whose kernel was killed during a run."""
+
+    def __init__(self, folder: Path, lease: float, if_there: str) -> None:
+        self.flag = folder / "flag"
+        self.runs = runs(folder)
+        cell = CELL.format(flag=str(self.flag), if_there=if_there)
+        driver = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, str(folder), str(lease), cell],
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert driver.stdout is not None
+        with driver, driver.stdout:
+            self.id = driver.stdout.readline().split()[1]
+            driver.kill()
+
+    @property
+    def record(self) -> SessionRecord:
+        (record,) = [record for record in find_records() if record.id == self.id]
+        return record
+
+
+@pytest.fixture
+def leave(tmp_path: Path, one_thread: None) -> Iterator[Callable[..., Left]]:  # noqa: ARG001
+    """Start a session in a process of its own and kill that; nothing of it is left."""
+    made: list[Left] = []
+
+    def make(lease: float = 15.0, if_there: str = "pass") -> Left:
+        made.append(Left(tmp_path, lease, if_there))
+        return made[-1]
+
+    yield make
+    for left in made:
+        if left.id in [orphan.id for orphan in dtkit.Session.orphans()]:
+            dtkit.Session.end_orphan(left.id)
+        assert left.id not in [record.id for record in find_records()]
+
+
+def wait_until(is_done: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not is_done():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.01)
+
+
+def test_the_next_kernel_sees_the_whole_run_and_stops_it(leave: Callable[..., Left]) -> None:
+    left = leave()
+    (orphan,) = [orphan for orphan in dtkit.Session.orphans() if orphan.id == left.id]
+    assert (orphan.run, orphan.num_ranks, orphan.left_s) == ("lasting", 2, None)
+    with dtkit.Session.attach(left.id) as session:
+        processes = [Identity.of(pid) for pid in session.pids()]
+        assert left.record.driver.pid == os.getpid()
+        assert left.id not in [orphan.id for orphan in dtkit.Session.orphans()]
+        with pytest.raises(dtkit.DtkitError, match="is open; %dist_shutdown"):
+            dtkit.Session.attach(left.id)
+        run = dtkit.last_run
+        assert run is not None
+        assert session.is_busy
+        seen = run.view().step
+        wait_until(lambda: run.view().step > seen, "another step")
+        session.stop()
+        run.wait(timeout_s=WAIT_S)
+        assert run.state == "stopped"
+        steps = run.history["step"].tolist()
+        assert steps == list(range(1, len(steps) + 1))
+        assert [run.output.text_of(rank) for rank in (0, 1)] == ["begin 0\n", "begin 1\n"]
+        assert session.facts[1]["pid"] in session.pids()
+        session.execute("dist.all_reduce(is_over)")
+        assert left.runs["lasting"].state == "stopped"
+    assert not [process for process in processes if process and process.is_alive]
+
+
+def test_a_failure_that_nobody_saw_is_told_and_the_others_are_freed(
+    leave: Callable[..., Left],
+) -> None:
+    left = leave(if_there="assert not is_there or rank == 0, 'bad batch'")
+    left.flag.touch()
+    folder = left.record.dir
+    wait_until(lambda: RankRun.read_all(folder)[1].state == "failed", "the failure")
+    with dtkit.Session.attach(left.id) as session:
+        run = dtkit.last_run
+        assert run is not None
+        with pytest.raises(RankError, match=r"rank 1: AssertionError: bad batch \(cell line") as e:
+            run.wait(timeout_s=WAIT_S)
+        assert "rank 0 was waiting for it and was released; group rebuilt" in str(e.value)
+        session.execute("dist.all_reduce(is_over)")
+
+
+def test_without_anybody_the_run_is_finished_and_then_everything_ends(
+    leave: Callable[..., Left],
+) -> None:
+    left = leave(lease=0.0)
+    record = left.record
+    left.flag.touch()
+    wait_until(lambda: not record.dir.exists(), "the end of the lease")
+    assert not record.is_alive
+    assert record.guardian is not None
+    wait_until(lambda: not record.guardian.is_alive, "the guardian")
+    run = left.runs["lasting"]
+    assert run.state == "finished"
+    assert run.output.text_of(1).endswith("end 1\n")
