@@ -139,7 +139,9 @@ def format_progress(view: RunView) -> str:
 
 
 def format_metrics(view: RunView) -> str:
-    """Return "lr 3.0e-04 · accuracy 0.7132": the learning rate and what the cell logged."""
+    """Return "lr 3.0e-04 · accuracy 0.7132": what the cell logged; of a stall, its reason."""
+    if view.stall:
+        return f"▲ stalled: {view.stall}"
     rate = [f"lr {view.lr:.3g}"] if math.isfinite(view.lr) else []
     return " · ".join([*rate, *(f"{k} {format_loss(v)}" for k, v in view.metrics.items())])
 
@@ -215,6 +217,8 @@ def text_line(view: RunView) -> str:
         f"{format_rate(view.samples_per_s)} samples/s",
         f"comm {format_percent(view.comm_share)}",
     ]
+    if view.stall:
+        parts[-1] = f"▲ stalled: {view.stall}"
     since = nonfinite_since(view)
     if since is not None:
         parts[2] = f"✖ loss not finite since step {since:,}"

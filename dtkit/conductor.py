@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from dtkit._ranks import format_ranks
 from dtkit.errors import DtkitError
+from dtkit.stall import StallWatch
 from dtkit.supervisor import Supervisor, release_text
 
 if TYPE_CHECKING:
@@ -112,10 +113,13 @@ class Conductor:
                 execution = self._engines.execute(cell, ranks, output.on_message)
             execution.on_change(requests.alarm.ring)
             supervisor = Supervisor(self._engines, execution, requests, has_steps=run is not None)
+            stall = StallWatch(self._engines, run) if run is not None else None
             try:
                 for _ in supervisor.wait():
                     if run is not None:
                         run.set_state(supervisor.phase)
+                    if stall is not None and supervisor.phase == "running":
+                        stall.look()
                     yield
             except BaseException:
                 # Whoever drove us has given up; a closed session has no engines left.

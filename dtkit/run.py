@@ -191,6 +191,14 @@ class Run:
         if self._state.state in ("running", "pausing", "paused"):
             self._state.state = state
 
+    def pace(self) -> tuple[float, float]:
+        """Return how long no step has ended, in seconds, and the median step, in ms."""
+        return self._state.pace()
+
+    def set_stall(self, text: str) -> None:
+        """Note why no step has ended for long; empty: steps go on."""
+        self._state.stall = text
+
     def replay(self, event: Event) -> None:
         """Take an event that was read back from disk."""
         self._state.handle(event)

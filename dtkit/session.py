@@ -12,9 +12,10 @@ from dtkit.orphans import end_orphan, list_orphans
 from dtkit.recipe import Recipe
 from dtkit.run import Requests, Run, create_run
 from dtkit.session_core import Registry, SessionCore
+from dtkit.stall import places
 from dtkit.tensorboard.server import Boards
 from dtkit.transfer import Transfer, pull, push
-from dtkit.values import Orphan, RankStatus
+from dtkit.values import Orphan, RankPlace, RankStatus
 from dtkit.waiting import drive, in_background
 
 if TYPE_CHECKING:
@@ -209,6 +210,11 @@ class Session(SessionCore):
         if self._boards is None:
             self._boards = Boards()
         return self._boards.open(Path(folder or self.runs_dir))
+
+    def where(self) -> tuple[RankPlace, ...]:
+        """Return where every rank is now, in the cell and in collectives; answers while busy."""
+        self._check_open()
+        return places(self._engines)
 
     def reset_group(self) -> None:
         """Build the process group anew; the ranks keep their namespaces."""

@@ -11,7 +11,7 @@ from dtkit.errors import InvalidInputError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["DEFAULT_LEASE", "Lease", "Orphan", "RankStatus", "RunFacts"]
+__all__ = ["DEFAULT_LEASE", "Lease", "Orphan", "RankPlace", "RankStatus", "RunFacts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,33 @@ class RankStatus:
     """idle, busy or lost."""
     used_bytes: int | None
     total_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RankPlace:
+    """Where one rank is, as `%dist_where` shows it.
+
+    Attributes:
+        rank: the rank.
+        state: idle, python (computing, or anything else), data, collective, lost,
+            or no answer (it holds Python's lock, or is stopped).
+        line: the cell's line, or the script's; None while idle.
+        file: the script that `line` belongs to; empty: the cell.
+        operation: the collective's name, such as all_reduce.
+        sequence: its number in its group, from 1; None where gloo does not number it.
+        group: the group's description; empty for the whole group.
+        seconds: how long it has been in the collective or has waited for data;
+            else since the cell began.
+    """
+
+    rank: int
+    state: str
+    line: int | None = None
+    file: str = ""
+    operation: str = ""
+    sequence: int | None = None
+    group: str = ""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from traitlets import Unicode
 from dtkit.magics.arguments import Parser, usage_errors
 from dtkit.magics.attaching import attach, note_orphans, started_line
 from dtkit.magics.base import DtkitMagics, say
-from dtkit.magics.tables import StageLine, StatusTable
+from dtkit.magics.tables import PlaceTable, StageLine, StatusTable
 from dtkit.session import Session, current_session
 from dtkit.values import DEFAULT_LEASE, Lease
 
@@ -56,6 +56,13 @@ class DistMagics(DtkitMagics):
         """Show every rank: device, memory, state."""
         STATUS.parse(line)
         return StatusTable(str(self.session), self.session.status())
+
+    @line_magic
+    @usage_errors
+    def dist_where(self, line: str) -> PlaceTable:
+        """Show where every rank is now: its cell line, and what it does or waits for."""
+        WHERE.parse(line)
+        return PlaceTable(self.session.where())
 
     @line_magic
     @usage_errors
@@ -142,4 +149,5 @@ def _given(args: argparse.Namespace) -> list[str]:
 
 INIT = _init()
 STATUS = Parser("%dist_status", "Show every rank: device, memory, state.")
+WHERE = Parser("%dist_where", "Show where every rank is now; answers while the ranks are busy.")
 SHUTDOWN = Parser("%dist_shutdown", "End the engines; names that live on the ranks are lost.")

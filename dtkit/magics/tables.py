@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.getipython import get_ipython
 from IPython.display import display
 
+from dtkit._where import describe, describe_all, format_seconds
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dtkit.values import Orphan, RankStatus
+    from dtkit.values import Orphan, RankPlace, RankStatus
 
-__all__ = ["OrphanTable", "StageLine", "StatusTable"]
+__all__ = ["OrphanTable", "PlaceTable", "StageLine", "StatusTable"]
 
 _GIB = 2**30
 
@@ -67,7 +69,7 @@ class Table:
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
         )
-        return f"{self._title}\n{body}"
+        return f"{self._title}\n{body}".lstrip("\n")
 
 
 class StatusTable(Table):
@@ -86,6 +88,22 @@ class StatusTable(Table):
             for rank in ranks
         ]
         super().__init__(title, ("rank", "device", "host", "pid", "memory", "state"), rows)
+
+
+class PlaceTable(Table):
+    """Where the ranks are as a table, under a line that says who is waited for."""
+
+    def __init__(self, places: tuple[RankPlace, ...]) -> None:
+        rows = [
+            (
+                str(place.rank),
+                describe(place),
+                "–" if place.line is None else f"{place.file} {place.line}".lstrip(),
+                format_seconds(place.seconds) if place.line is not None else "–",
+            )
+            for place in places
+        ]
+        super().__init__(describe_all(places), ("rank", "now", "line", "for"), rows)
 
 
 class OrphanTable(Table):

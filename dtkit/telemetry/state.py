@@ -70,6 +70,7 @@ class RunState:
         self.start_unix_s = time.time() if start_unix_s is None else start_unix_s
         self.state = "starting"
         self.error: str | None = None
+        self.stall = ""
         self._lock = threading.Lock()
         self._ranks = {rank: RankSeries(rank) for rank in sorted(ranks)}
         self._rows = Rows()
@@ -105,6 +106,12 @@ class RunState:
         """Record what the driver learnt about a rank, e.g. that it was lost."""
         with self._lock:
             self._ranks[rank].state = state
+
+    def pace(self) -> tuple[float, float]:
+        """Return how long no step has ended, in seconds, and the median step, in ms."""
+        with self._lock:
+            last_unix_s = self.start_unix_s + last(self._rows["time_s"])
+            return time.time() - last_unix_s, median(self._rows["step_ms"][-_RECENT_STEPS:])
 
     def view(self) -> RunView:
         """Return the run as it is now."""
@@ -245,6 +252,7 @@ class RunState:
             ranks=tuple(r.view() for r in self._ranks.values()),
             notes=tuple(self._notes),
             error=self.error,
+            stall=self.stall if self.state == "running" else "",
         )
 
     def _eta_s(self, step_ms: float) -> float:

@@ -93,3 +93,5 @@ class RunView:
     notes: tuple[str, ...]
     """What dtkit did to the cell, or left alone and why."""
     error: str | None
+    stall: str = ""
+    """Why no step has ended for long, and whom the ranks wait for; empty while steps go on."""

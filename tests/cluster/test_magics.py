@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,10 +13,12 @@ from IPython.core.interactiveshell import InteractiveShell
 
 import dtkit
 from dtkit.errors import RankError
+from dtkit.guard.processes import Identity
 from dtkit.session import current_session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -78,7 +79,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory, owned_pids: set[int]) -> Ite
     InteractiveShell.clear_instance()
     owned_pids -= pids
     assert current_session() is None
-    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    assert not [pid for pid in pids if Identity.of(pid)]
 
 
 @pytest.fixture

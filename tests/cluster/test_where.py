@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from dtkit._where import describe_all
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -94,3 +96,17 @@ def test_an_idle_rank(prepared: dtkit.Session) -> None:
     places = prepared._engines.control("where")
     assert states(places) == ["idle", "idle"]
     assert places[0]["line"] is None
+
+
+def test_whoever_has_not_arrived_is_named(prepared: dtkit.Session) -> None:
+    said = ""
+
+    def is_told(_places: object) -> bool:
+        nonlocal said
+        said = describe_all(prepared.where())
+        return bool(said)
+
+    places_when(prepared, f"{WAIT}\ndist.all_reduce(x)", is_told)
+    assert said.startswith("rank 1 has not arrived: rank 0 waits in all_reduce #")
+    assert "rank 1 is in Python (cell line 2, " in said
+    assert [place.state for place in prepared.where()] == ["idle", "idle"]

@@ -30,6 +30,7 @@ BASE = (
     "dtkit.recipe",
     "dtkit.values",
     "dtkit._text",
+    "dtkit._where",
 )
 VIEW = (
     "dtkit._axis",
@@ -55,6 +56,7 @@ SESSION = (
     "dtkit.run",
     "dtkit.rundir",
     "dtkit.conductor",
+    "dtkit.stall",
     "dtkit.supervisor",
     "dtkit.timeline",
     "dtkit.celloutput",

@@ -15,6 +15,7 @@ ALL = [
     opening.INIT,
     opening.STATUS,
     opening.SHUTDOWN,
+    opening.WHERE,
     attaching.ORPHANS,
     lines.TRAIN,
     lines.STOP,

@@ -1,0 +1,74 @@
+"""Where the ranks are while they are busy, and a run that makes no steps any more."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from dtkit._where import describe_all, format_seconds
+from dtkit.values import RankPlace
+
+if TYPE_CHECKING:
+    from dtkit.cluster import Engines
+    from dtkit.run import Run
+
+__all__ = ["StallWatch", "places"]
+
+_ASK_TIMEOUT_S = 0.5
+_ASK_EVERY_S = 5.0
+_MIN_STALL_S = 30.0
+_STEPS = 10
+"""A run is stalled when no step has ended for so many times its median step."""
+
+
+def places(engines: Engines, *, timeout_s: float = 5.0) -> tuple[RankPlace, ...]:
+    """Return where every rank is; those that do not answer say so."""
+    answers = engines.control("where", timeout_s=timeout_s)
+    found = []
+    for rank in engines.ranks:
+        answer = answers.get(rank)
+        if answer is not None and "state" in answer:
+            found.append(RankPlace(rank, **answer))
+        else:
+            found.append(RankPlace(rank, "lost" if rank in engines.lost else "no answer"))
+    return tuple(found)
+
+
+def stall_limit_s(step_ms: float) -> float:
+    """Return how long a run may go without a step, seconds.
+
+    Args:
+        step_ms: the median of its steps; NaN before there are any: then for ever.
+    """
+    return max(_MIN_STALL_S, _STEPS * step_ms / 1000) if step_ms > 0 else float("inf")
+
+
+class StallWatch:
+    """Notices that a run makes no steps any more, and says whom the others wait for.
+
+    It ends nothing: a rank may rightly be busy with an evaluation.
+
+    Args:
+        engines: asked where the ranks are.
+        run: told what was found.
+    """
+
+    def __init__(self, engines: Engines, run: Run) -> None:
+        self._engines = engines
+        self._run = run
+        self._next_s = 0.0
+
+    def look(self) -> None:
+        """Look at the run; cheap unless it is stalled."""
+        now_s = time.monotonic()
+        if now_s < self._next_s:
+            return
+        idle_s, step_ms = self._run.pace()
+        if not idle_s >= stall_limit_s(step_ms):  # NaN: no step was made yet
+            self._next_s = now_s + 1.0
+            self._run.set_stall("")
+            return
+        found = places(self._engines, timeout_s=_ASK_TIMEOUT_S)
+        why = describe_all([place for place in found if place.rank in self._run.ranks])
+        self._run.set_stall(f"no step for {format_seconds(idle_s)}" + (f": {why}" if why else ""))
+        self._next_s = time.monotonic() + _ASK_EVERY_S
