@@ -43,6 +43,7 @@ def manager(
 ) -> Iterator[KernelManager]:
     """A kernel manager whose kernel and all that it starts are marked."""
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # no session but these is found
     manager = KernelManager(transport="ipc", connection_file=str(tmp_path / "kernel.json"))
     with marked.marking():
         manager.start_kernel()
