@@ -16,6 +16,8 @@ __all__ = ["BACKENDS", "Slot", "choose_backend", "gpu_indices", "place_local"]
 
 BACKENDS = ("auto", "gloo", "nccl")
 MAX_DEFAULT_CPU_RANKS = 4
+MAX_RANKS = 1024
+"""On one host: a number beyond is a slip of the finger, and would fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +86,8 @@ def place_local(
     chosen = _choose_devices(devices, gpus)
     if num_ranks is None:
         num_ranks = len(chosen) or min(num_cores, MAX_DEFAULT_CPU_RANKS)
-    if num_ranks < 1:
-        msg = f"-n {num_ranks}: at least one rank is needed, for example -n 2"
+    if not 1 <= num_ranks <= MAX_RANKS:
+        msg = f"-n {num_ranks}: one host takes 1 to {MAX_RANKS} ranks, for example -n 2"
         raise InvalidInputError(msg)
     if chosen and num_ranks > len(chosen) and not oversubscribe:
         msg = (

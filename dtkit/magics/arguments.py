@@ -60,6 +60,10 @@ class Parser(argparse.ArgumentParser):
         except ValueError as error:
             self.error(f"{error}: check the quotes")
 
+    def options(self) -> list[str]:
+        """Return every option, as it is written."""
+        return [option for action in self._actions for option in action.option_strings]
+
     def options_with_value(self) -> set[str]:
         """Return the options after which the next word is their value."""
         return {
@@ -86,7 +90,7 @@ class Parser(argparse.ArgumentParser):
             self.error(str(error))
 
     def _unknown(self, words: list[str]) -> str:
-        options = [o for action in self._actions for o in action.option_strings]
+        options = self.options()
         text = f"unrecognized arguments: {' '.join(words)}"
         close = difflib.get_close_matches(re.split(r"[ =]", words[0])[0], options, n=1)
         return f"{text}; did you mean {close[0]}?" if close else text

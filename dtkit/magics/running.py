@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,7 +108,8 @@ def _serves_clicks() -> bool:
 
 def _script_call(words: list[str]) -> str:
     path = Path(words[0]).expanduser()
-    if not path.is_file():
+    # Not path.is_file(), which raises for a name that no file can have.
+    if not os.path.isfile(path):  # noqa: PTH113
         msg = f"%dist_train {words[0]}: no such file; a cell of code wants two percent signs"
         raise UsageError(msg)
     run = "__import__('dtkit.engine.script', fromlist=['run']).run"

@@ -5,6 +5,7 @@ import ast
 import pytest
 from IPython.core.error import UsageError
 
+from dtkit.cluster import place_local
 from dtkit.errors import InvalidInputError
 from dtkit.magics import attaching, carrying, lines, opening
 from dtkit.magics.arguments import HelpShown, Parser
@@ -67,6 +68,12 @@ def test_a_session_that_is_taken_over_stays_as_it_is() -> None:
     assert opening.parse_init("").attach is None
     with pytest.raises(UsageError, match="leave out -n, --lease"):
         opening.parse_init("-n 2 --attach --lease 3")
+
+
+@pytest.mark.parametrize("num_ranks", ["0", "-1", "1000000000"])
+def test_a_number_of_ranks_that_no_host_takes(num_ranks: str) -> None:
+    with pytest.raises(InvalidInputError, match="one host takes 1 to 1024 ranks"):
+        place_local(opening.parse_init(f"-n={num_ranks}").n, "cpu")
 
 
 def test_a_script_keeps_its_own_arguments() -> None:
