@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from dtkit._ranks import format_ranks
 from dtkit.errors import DtkitError
+from dtkit.memory import memory_line, ran_out_of_memory
 from dtkit.stall import StallWatch
 from dtkit.supervisor import Supervisor, release_text
 
@@ -50,6 +51,10 @@ class Conductor:
             RankError: the cell failed on a rank.
         """
         self.check_idle()
+        with self._group.debugging(run.options.debug):
+            yield from self._train(run)
+
+    def _train(self, run: Run) -> Iterator[None]:
         spec = {
             "dir": str(run.dir),
             "start_unix_s": run.start_unix_s,
@@ -129,6 +134,9 @@ class Conductor:
                 raise
             epilogue = self._recover(supervisor)
             error = supervisor.error(epilogue)
+            if error is not None and ran_out_of_memory(error):
+                parts = (epilogue, memory_line(self._engines))
+                error = supervisor.error("\n".join(filter(None, parts)))
             if run is not None:
                 run.end(supervisor.state(), error)
             if error is not None:

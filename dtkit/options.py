@@ -19,6 +19,7 @@ class RunOptions:
     """The options of a run that are not its recipe.
 
     Attributes:
+        debug: let torch check every collective against the other ranks'; slower.
         hvd: what `import horovod.torch` gives: `auto`, Horovod where it is installed, or
             `dtkit`, its interface on torch.distributed.
         on_nan: what happens when a loss is not finite: `warn` (a note, once),
@@ -33,6 +34,7 @@ class RunOptions:
         writers: whose `SummaryWriter` writes, the `first` rank's or those of `all`.
     """
 
+    debug: bool = False
     hvd: str = "auto"
     on_nan: str = "warn"
     profile: int = 0

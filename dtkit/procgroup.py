@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from dtkit.cluster import Engines, Slot
 
@@ -26,6 +27,8 @@ class ProcessGroup:
         self._engines = engines
         self._slots = tuple(slots)
         self._generation = 0
+        self.is_debug = False
+        """Whether torch checks every collective against the other ranks'."""
 
     def build(self) -> dict[int, dict[str, Any]]:
         """Let every rank join a new group; returns what each says of itself, by rank.
@@ -47,6 +50,7 @@ class ProcessGroup:
                     "generation": self._generation,
                     "num_threads": slot.num_threads,
                     "port": port,
+                    "is_debug": self.is_debug,
                 },
             )
             for slot in self._slots
@@ -66,6 +70,25 @@ class ProcessGroup:
             self._engines.call("dtkit.engine.group:leave")
             return self.build()
         return {rank: answer["facts"] for rank, answer in answers.items() if "facts" in answer}
+
+    @contextmanager
+    def debugging(self, is_wanted: bool) -> Iterator[None]:  # noqa: FBT001  reads well
+        """Let the group check its collectives within the context: built anew before and after.
+
+        Args:
+            is_wanted: False changes nothing, nor does True in a session that checks anyway.
+        """
+        if not is_wanted or self.is_debug:
+            yield
+            return
+        self.is_debug = True
+        self.rebuild()
+        try:
+            yield
+        finally:
+            self.is_debug = False
+            if not self._engines.is_closed and not self._engines.lost:
+                self.rebuild()
 
     def rebuild(self) -> None:
         """Leave the group and build it anew; the ranks keep their namespaces."""

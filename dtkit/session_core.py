@@ -88,6 +88,7 @@ class SessionCore:
         oversubscribe: bool = False,
         runs_dir: str | Path = "dtkit_runs",
         lease: Lease = DEFAULT_LEASE,
+        is_debug: bool = False,
         on_stage: Callable[[str], None] = lambda _stage: None,
     ) -> Self:
         """Start engines and a process group across them.
@@ -99,6 +100,7 @@ class SessionCore:
             oversubscribe: let ranks share a GPU.
             runs_dir: where each run gets its folder.
             lease: how long the engines live on when this process is gone.
+            is_debug: let torch check every collective against the other ranks'; slower.
             on_stage: called with a short text as each stage begins.
 
         Raises:
@@ -119,6 +121,7 @@ class SessionCore:
         session = cls(LocalCluster(record, preload=_PRELOAD, on_stage=on_stage))
         try:
             on_stage("importing torch and joining the process group")
+            session._group.is_debug = is_debug
             session.facts = session._group.build()
             session._engines.call("dtkit.engine.preload:begin", (_LOAD_WHEN_IDLE,))
         except BaseException:

@@ -34,6 +34,8 @@ _POLL_S = 0.01
 _STOPPED = "RunStopped"
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _BROKEN = ("RuntimeError", "DistBackendError", "HorovodInternalError")
+_CAUSE = re.compile(r"out of memory on the|mismatch between collectives")
+"""Never an echo, also when it comes after the rank was released."""
 _ECHO = re.compile(
     r"gloo|nccl|Connection (closed|reset)|Broken pipe|aborted|is gone", re.IGNORECASE
 )
@@ -197,7 +199,7 @@ def failure_of(reply: Reply, *, is_released: bool = False) -> RankFailure:
         return RankFailure(reply.rank, "EngineDied", text, f"EngineDied: {text}")
     traceback = _ANSI.sub("", reply.traceback)
     lines = re.findall(r"Cell[^\n]*?In\[\d+\][^\n]*?line (\d+)", traceback)
-    is_echo = bool(
+    is_echo = not _CAUSE.search(reply.evalue) and bool(
         (is_released and reply.ename in ("KeyboardInterrupt", *_BROKEN))
         or (reply.ename in _BROKEN and _ECHO.search(reply.evalue))
     )

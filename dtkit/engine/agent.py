@@ -14,6 +14,7 @@ import termios
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dtkit.engine import memory
 from dtkit.engine.shell import current_shell
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ def install() -> None:
         kernel.control_handlers["dtkit_request"] = installed._on_request  # noqa: SLF001
         kernel.shell.events.register("pre_run_cell", installed.before_cell)
         kernel.shell.events.register("post_run_cell", installed.after_cell)
+        memory.install(installed)
 
 
 def agent() -> Agent:

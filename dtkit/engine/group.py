@@ -75,7 +75,7 @@ def join(spec: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         spec: rank, local_rank, world_size, device, backend, generation, num_threads,
-            and port: where rank 0's store listens.
+            is_debug, and port: where rank 0's store listens.
     """
     install()
     alias.install()
@@ -89,6 +89,9 @@ def join(spec: dict[str, Any]) -> dict[str, Any]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     torch.set_num_threads(int(spec["num_threads"]))
+    # It wraps the group in one that compares what the ranks are about to do.
+    is_debug = bool(spec.get("is_debug"))
+    dist.set_debug_level(dist.DebugLevel.DETAIL if is_debug else dist.DebugLevel.OFF)
     before = _sockets()
     dist.init_process_group(
         _backends(spec["backend"]),

@@ -23,7 +23,8 @@ class NanGuard(Part):
     """Looks at every loss before it is backpropagated.
 
     A loss on a GPU is looked at one pass later, when the device has long
-    computed it: looking at once would wait for the device in every step.
+    computed it: looking at once would wait for the device in every step. If the run
+    is to end it does wait: a pass later the average has ruined all ranks' weights.
 
     Args:
         run: the run.
@@ -39,6 +40,8 @@ class NanGuard(Part):
     def saw_loss(self, loss: torch.Tensor, value: float | None) -> None:
         """Look at the loss, or at the one before it."""
         __tracebackhide__ = True
+        if value is None and self._is_fatal:
+            value = loss.item()
         if value is not None:
             if not math.isfinite(value):
                 self._found(value, self._run.recorder.num_steps + 1)

@@ -57,6 +57,7 @@ class Recorder:
     ) -> None:
         self.rank = rank
         self.num_steps = 0
+        self.batch_size = 0
         self.has_sent = False
         """Whether it is known what this rank sends to average gradients."""
         self._device = device
@@ -108,6 +109,7 @@ class Recorder:
             even: how many would, if the global batch had been divided evenly.
             wait_s: how long the cell waited for it.
         """
+        self.batch_size = num_samples
         self._samples += num_samples
         self._even += even
         self._data_s += wait_s

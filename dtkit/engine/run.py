@@ -54,7 +54,7 @@ class ActiveRun:
             raise RuntimeError(msg)
         self._agent = owner
         self._group: Group = owner.group
-        self._recipe = Recipe.from_dict(spec["recipe"])
+        self.recipe = Recipe.from_dict(spec["recipe"])
         self.ranks = tuple(map(int, spec["ranks"]))
         self.dir = Path(spec["dir"])
         self._has_ended = False
@@ -180,7 +180,7 @@ class ActiveRun:
         self.end("stopped" if stopped else "failed" if error or result is None else "finished")
 
     def _make_autopilot(self, ranks: tuple[int, ...]) -> Autopilot | None:
-        if self._recipe.manual or len(ranks) == 1:
+        if self.recipe.manual or len(ranks) == 1:
             return None
         group = dist.group.WORLD
         if len(ranks) < self._group.world_size:
@@ -189,8 +189,8 @@ class ActiveRun:
             msg = "the process group is gone; see %dist_reset"
             raise RuntimeError(msg)
         return Autopilot(
-            Wire(group, Compression.parse(self._recipe.compress), self.recorder.sent),
-            is_global_batch=self._recipe.batch == "global",
+            Wire(group, Compression.parse(self.recipe.compress), self.recorder.sent),
+            is_global_batch=self.recipe.batch == "global",
             note=self.note,
             on_wait=self._waited,
         )

@@ -35,6 +35,11 @@ def _train() -> Parser:
         help=f"how gradients travel: {', '.join(METHODS)} (topk:0.01, powersgd:4)",
     )  # fmt: skip
     parser.add_argument(
+        "--debug", action="store_true",
+        help="name collectives that do not match on the ranks; the group is built anew for it, "
+        "so make DDP models in this cell; each small collective takes some ms more",
+    )  # fmt: skip
+    parser.add_argument(
         "--hvd", default="auto", choices=HVD,
         help="what `import horovod.torch` gives: Horovod where it is installed (auto), or dtkit's",
     )  # fmt: skip

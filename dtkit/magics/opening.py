@@ -84,6 +84,7 @@ class DistMagics(DtkitMagics):
             oversubscribe=args.oversubscribe,
             runs_dir=self.runs_dir,
             lease=args.lease,
+            is_debug=args.debug,
             on_stage=stage.show,
         )
 
@@ -113,6 +114,11 @@ def _init() -> Parser:
     )  # fmt: skip
     parser.add_argument(
         "--oversubscribe", action="store_true", help="let ranks share a GPU (over gloo)"
+    )
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        help="name collectives that do not match on the ranks; slower (also for a single run)",
     )
     parser.add_argument(
         "--lease", type=float, default=DEFAULT_LEASE.minutes, metavar="MINUTES",

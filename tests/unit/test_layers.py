@@ -56,6 +56,7 @@ SESSION = (
     "dtkit.run",
     "dtkit.rundir",
     "dtkit.conductor",
+    "dtkit.memory",
     "dtkit.stall",
     "dtkit.supervisor",
     "dtkit.timeline",

@@ -24,7 +24,7 @@ NAMES = {
 }
 
 SESSION = {
-    "start": "(num_ranks, *, devices, backend, oversubscribe, runs_dir, lease, on_stage)",
+    "start": "(num_ranks, *, devices, backend, oversubscribe, runs_dir, lease, is_debug, on_stage)",
     "attach": "(session_id)",
     "attaching": "(session_id)",
     "orphans": "()",
