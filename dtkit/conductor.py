@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from dtkit.cluster import Engines, Execution
     from dtkit.followed import FollowedExecution
     from dtkit.procgroup import ProcessGroup
-    from dtkit.run import Requests, Run
+    from dtkit.requests import Requests
+    from dtkit.run import Run
 
 __all__ = ["Conductor"]
 

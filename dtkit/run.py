@@ -9,11 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtkit.alarm import Alarm
 from dtkit.celloutput import CellOutput
 from dtkit.companions import accompany
 from dtkit.errors import DtkitError
 from dtkit.events import Note
+from dtkit.requests import Requests
 from dtkit.rundir import driver, new_folder, write_facts
 from dtkit.telemetry import RunState
 
@@ -254,36 +254,6 @@ class Run:
         view = self._state.view()
         loss = "" if math.isnan(view.loss) else f", loss {view.loss:.4g}"
         return f"Run({self.name!r}, {self.state}, {view.step} steps{loss})"
-
-
-class Requests:
-    """What the user asked of a run since the driver last looked. Set from any thread."""
-
-    def __init__(self) -> None:
-        self.is_stop = False
-        self.is_pause = False
-        self.num_interrupts = 0
-        self.alarm = Alarm()
-        """Rings when there is something to see to: whoever waits for the cell looks at once."""
-        self.is_background = False
-        """Whether no cell waits for it, so that it goes on when the kernel ends."""
-        self.is_left = False
-        """Whether this kernel has let go of it, and it goes on."""
-
-    def stop(self) -> None:
-        """Ask for a stop after the step."""
-        self.is_stop = True
-        self.alarm.ring()
-
-    def pause(self, is_paused: bool) -> None:  # noqa: FBT001  a callback's signature
-        """Ask for a pause after the step, or for its end."""
-        self.is_pause = is_paused
-        self.alarm.ring()
-
-    def interrupt(self) -> None:
-        """Note a press of the notebook's Interrupt; the first one asks for a stop."""
-        self.num_interrupts += 1
-        self.is_stop = True
 
 
 def create_run(

@@ -10,7 +10,8 @@ from dtkit.errors import DtkitError
 from dtkit.options import RunOptions
 from dtkit.orphans import end_orphan, list_orphans
 from dtkit.recipe import Recipe
-from dtkit.run import Requests, Run, create_run
+from dtkit.requests import Requests
+from dtkit.run import Run, create_run
 from dtkit.session_core import Registry, SessionCore
 from dtkit.stall import places
 from dtkit.tensorboard.server import Boards

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from dtkit.cluster import Engines, Execution, Reply
     from dtkit.followed import FollowedExecution
-    from dtkit.run import Requests
+    from dtkit.requests import Requests
 
 __all__ = ["Supervisor", "failure_of"]
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from dtkit.celloutput import CellOutput, Display
-    from dtkit.run import Requests, Run
+    from dtkit.requests import Requests
+    from dtkit.run import Run
     from dtkit.session import Session
 
 __all__ = [

@@ -26,7 +26,7 @@ from dtkit.waiting import drive, drive_async
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dtkit.run import Requests
+    from dtkit.requests import Requests
 
 __all__ = ["DistCellMagics"]
 

@@ -1,0 +1,37 @@
+"""Requests: what the user asks of a cell while it runs."""
+
+from __future__ import annotations
+
+from dtkit.alarm import Alarm
+
+__all__ = ["Requests"]
+
+
+class Requests:
+    """What the user asked of a run since the driver last looked. Set from any thread."""
+
+    def __init__(self) -> None:
+        self.is_stop = False
+        self.is_pause = False
+        self.num_interrupts = 0
+        self.alarm = Alarm()
+        """Rings when there is something to see to: whoever waits for the cell looks at once."""
+        self.is_background = False
+        """Whether no cell waits for it, so that it goes on when the kernel ends."""
+        self.is_left = False
+        """Whether this kernel has let go of it, and it goes on."""
+
+    def stop(self) -> None:
+        """Ask for a stop after the step."""
+        self.is_stop = True
+        self.alarm.ring()
+
+    def pause(self, is_paused: bool) -> None:  # noqa: FBT001  a callback's signature
+        """Ask for a pause after the step, or for its end."""
+        self.is_pause = is_paused
+        self.alarm.ring()
+
+    def interrupt(self) -> None:
+        """Note a press of the notebook's Interrupt; the first one asks for a stop."""
+        self.num_interrupts += 1
+        self.is_stop = True
