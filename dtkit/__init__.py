@@ -9,8 +9,8 @@ In a notebook::
     ...  # an ordinary single-device training cell
 
 On the driver: `Session`, `current_session()`, `last_run`, `runs()` and the
-errors. On a rank: `log`. Everything is loaded on first use; importing dtkit loads neither
-torch nor widgets.
+errors. On a rank: `log`, `checkpoint` and `resume`. Everything is loaded on
+first use; importing dtkit loads neither torch nor widgets.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from dtkit.archive import runs
+    from dtkit.engine.checkpointing.face import checkpoint, resume
     from dtkit.engine.log import log
     from dtkit.run import Run
     from dtkit.session import Session, current_session
@@ -36,18 +37,22 @@ __all__ = [
     "InvalidInputError",
     "RankError",
     "Session",
+    "checkpoint",
     "current_session",
     "last_run",
     "load_ipython_extension",
     "log",
+    "resume",
     "runs",
     "unload_ipython_extension",
 ]
 
 _LAZY = {
     "Session": "dtkit.session",
+    "checkpoint": "dtkit.engine.checkpointing.face",
     "current_session": "dtkit.session",
     "log": "dtkit.engine.log",
+    "resume": "dtkit.engine.checkpointing.face",
     "runs": "dtkit.archive",
 }
 

@@ -4,6 +4,7 @@ DtkitError
 ├── InvalidInputError   the user asked for something that cannot be done; the text names the fix
 ├── ClosedError         the session was shut down (by the user: not a fault)
 ├── StartError          the cluster or the process group did not come up
+├── CheckpointError     a checkpoint could not be written or loaded; the one before is as it was
 ├── EngineDiedError     an engine's process ended while it was needed (the world's fault)
 └── RankError           the user's code raised on one or more ranks
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 __all__ = [
+    "CheckpointError",
     "ClosedError",
     "DtkitError",
     "EngineDiedError",
@@ -42,6 +44,10 @@ class ClosedError(DtkitError):
 
 class StartError(DtkitError):
     """The cluster or its process group did not come up; holds the engines' last log lines."""
+
+
+class CheckpointError(DtkitError):
+    """A checkpoint could not be written or loaded; those that were there are as they were."""
 
 
 class EngineDiedError(DtkitError):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
+from dtkit.checkpoint_files import locate
 from dtkit.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["HVD", "ON_NAN", "WRITERS", "RunOptions"]
 
@@ -32,6 +36,10 @@ class RunOptions:
         timeline_steps: how many of the last steps it shows; 0: the whole run.
         timeline_mark_cycles: whether it marks where each step begins (CYCLE_START).
         writers: whose `SummaryWriter` writes, the `first` rank's or those of `all`.
+        checkpoint_every: steps between two checkpoints; 0: only where the cell
+            calls `dtkit.checkpoint`.
+        checkpoint_keep: how many checkpoints of the run are kept.
+        resume: the run to go on from, by name or path, `last`, or "".
     """
 
     debug: bool = False
@@ -43,6 +51,9 @@ class RunOptions:
     timeline_steps: int = 200
     timeline_mark_cycles: bool = False
     writers: str = "first"
+    checkpoint_every: int = 0
+    checkpoint_keep: int = 3
+    resume: str = ""
 
     def __post_init__(self) -> None:
         if self.hvd not in HVD:
@@ -60,6 +71,22 @@ class RunOptions:
         if self.writers not in WRITERS:
             msg = f"--writers {self.writers}: choose one of {', '.join(WRITERS)}"
             raise InvalidInputError(msg)
+        if self.checkpoint_every < 0:
+            msg = f"--checkpoint-every {self.checkpoint_every}: a number of steps, or 0 for none"
+            raise InvalidInputError(msg)
+        if self.checkpoint_keep < 1:
+            msg = f"--checkpoint-keep {self.checkpoint_keep}: keep one at least"
+            raise InvalidInputError(msg)
+
+    def located(self, runs_dir: Path) -> RunOptions:
+        """Return the options with `resume` as the path of a checkpoint.
+
+        Raises:
+            InvalidInputError: there is none under that name.
+        """
+        if not self.resume:
+            return self
+        return replace(self, resume=str(locate(runs_dir, self.resume)))
 
     def parts(self) -> list[tuple[str, dict[str, Any]]]:
         """Return what takes part in the run on each rank: `module:function` and its arguments.
@@ -85,4 +112,8 @@ class RunOptions:
                 "mark_cycles": self.timeline_mark_cycles,
             }
             parts.append(("dtkit.engine.trace.timeline:make", options))
+        arguments = {
+            "every": self.checkpoint_every, "keep": self.checkpoint_keep, "resume": self.resume
+        }  # fmt: skip
+        parts.append(("dtkit.engine.checkpointing.part:make", arguments))
         return parts

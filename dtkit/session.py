@@ -114,7 +114,7 @@ class Session(SessionCore):
             self.runs_dir,
             cell,
             recipe=recipe or Recipe(),
-            options=options or RunOptions(),
+            options=(options or RunOptions()).located(self.runs_dir),
             ranks=chosen,
             name=name,
             environment=self.environment(),

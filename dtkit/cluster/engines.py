@@ -178,7 +178,9 @@ class Engines:
             # Not view.execute: it lets one attach the listener only after the
             # message has left, and the first output can come before that.
             futures[rank] = client.send_execute_request(
-                client._mux_socket,  # noqa: SLF001
+                # The stream, not its socket: a send past it can swallow the one
+                # notice that a reply has come, and the cell seems to run for ever.
+                client._mux_stream,  # noqa: SLF001
                 code,
                 silent=False,
                 ident=ident,

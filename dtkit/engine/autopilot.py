@@ -93,6 +93,16 @@ class Autopilot:
         self._is_users = True
         self._adoption.release(params, reason)
 
+    def settle(self, optimizers: Iterable[Optimizer]) -> None:
+        """Make weights equal now that the cell has set them, and not at their first use.
+
+        By then a forward pass has changed running statistics on each rank, and the
+        first rank's would replace the others'.
+        """
+        for optimizer in optimizers:
+            self._adoption.adopt(optimizer)
+        self._adoption.before_first_use()
+
     def before_backward(self) -> float:
         """Make ready for a backward pass; returns the weight of its gradients."""
         self._adoption.before_first_use()

@@ -20,7 +20,7 @@ from dtkit.engine import randomness
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ShardedLoaders", "Share", "TimedBatches", "num_samples", "shares_of"]
+__all__ = ["ShardedLoaders", "Share", "TimedBatches", "num_samples", "shares_of", "skip"]
 
 _CHUNK = 256
 """Batches of the order that rank 0 sends at once; a sampler may be endless."""
@@ -102,6 +102,11 @@ class _Shares:
         self._drop_last = drop_last
         self.newest: deque[Share] = deque()
         """Shares of the iteration that was begun last, as far as they were drawn."""
+        self._skipped: tuple[int, Callable[[], None]] = (0, _do_nothing)
+
+    def skip(self, num: int, then: Callable[[], None]) -> None:
+        """Leave out the first batches of the next iteration; `then` is called after."""
+        self._skipped = (num, then)
 
     def __iter__(self) -> Iterator[list[Any]]:
         self.newest = deque()
@@ -115,9 +120,16 @@ class _Shares:
         return whole + bool(rest and not (self._drop_last and whole))
 
     def _draw(self, shares: deque[Share]) -> Iterator[list[Any]]:
+        # Here and not in __iter__, which torch calls twice when there are workers.
+        (num_skipped, then), self._skipped = self._skipped, (0, _do_nothing)
         full = 0
-        for batch in merge(self._receive(), self._num_merged, drop_last=self._drop_last):
+        batches = merge(self._receive(), self._num_merged, drop_last=self._drop_last)
+        for number, batch in enumerate(batches, start=1):
             full = max(full, len(batch))
+            if number == num_skipped:
+                then()
+            if number <= num_skipped:
+                continue
             # A remainder may be so small that a rank would get one sample, which
             # BatchNorm refuses in training though it took the remainder as a whole.
             least = 2 if full >= 2 * self._world_size and len(batch) > 1 else 1
@@ -177,6 +189,11 @@ class ShardedLoaders:
         # In order, because the n-th batch is matched with the n-th share.
         twin.__dict__.update({name: shares, "_iterator": None, "in_order": True})
         return twin
+
+
+def skip(twin: DataLoader[Any], num: int, then: Callable[[], None]) -> None:
+    """Let the next iteration over a divided loader leave out batches, without loading them."""
+    _batches_of(twin).skip(num, then)
 
 
 def shares_of(twin: DataLoader[Any]) -> deque[Share]:
@@ -266,3 +283,7 @@ def num_samples(batch: Any) -> int:
         if num:
             return num
     return 0
+
+
+def _do_nothing() -> None:
+    pass

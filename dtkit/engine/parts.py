@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["HOOKS", "Part", "listeners", "make_parts"]
 
 HOOKS = (
+    "before_batch",
     "saw_batch",
     "saw_loss",
     "before_backward",
@@ -40,6 +41,9 @@ class Part:
 
     def begin(self) -> None:
         """The cell begins."""
+
+    def before_batch(self) -> None:
+        """A batch that may train is about to be drawn from a DataLoader."""
 
     def saw_batch(self, wait_s: float) -> None:
         """The cell has got a batch from a DataLoader, after waiting so long for it."""

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-__all__ = ["fingerprint", "part", "share"]
+__all__ = ["fingerprint", "part", "restore", "share", "snapshot"]
+
+# Any, below: the states have the form that each library gives them.
 
 
 def share(group: dist.ProcessGroup) -> None:
@@ -43,3 +45,24 @@ def part(rank: int, first: bytes) -> None:
     """Take a stream of one's own if it is that of the first rank, whose fingerprint is given."""
     if rank and fingerprint() == first:
         torch.manual_seed(torch.initial_seed() + rank)
+
+
+def snapshot() -> dict[str, Any]:
+    """Return the state of all of this rank's generators: plain values and tensors only."""
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002  the one that cells use
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+        "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
+        "python": random.getstate(),
+    }
+
+
+def restore(state: dict[str, Any]) -> None:
+    """Set this rank's generators to a snapshot."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    random.setstate(state["python"])

@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     import torch
 
     from dtkit.engine.agent import Agent
+    from dtkit.engine.checkpointing.part import Checkpoints
     from dtkit.engine.group import Group
     from dtkit.engine.parts import Part
+    from dtkit.engine.position import Position
 
 __all__ = ["ActiveRun", "begin", "cancel"]
 
@@ -69,7 +71,10 @@ class ActiveRun:
             owner.send,
         )
         self._parts: tuple[Part, ...] = ()
-        self.autopilot = self._make_autopilot(self.ranks)
+        self.dir = Path(spec["dir"])
+        self.group = self._group_of(self.ranks)
+        self.checkpoints: Checkpoints | None = None
+        self.autopilot = self._make_autopilot()
         self._name = f"dtkit/{self._group.generation}/{spec['dir']}"
         self._parts = make_parts(self, spec["parts"])
         self._watch = Watch(self.recorder, self.control, self.autopilot, self._parts)
@@ -89,6 +94,11 @@ class ActiveRun:
     def backend(self) -> str:
         """Gloo or nccl."""
         return self._group.backend
+
+    @property
+    def position(self) -> Position:
+        """Where the run is in its data."""
+        return self._watch.position
 
     def start(self) -> None:
         """Install every hook; the next cell that ends takes them away."""
@@ -179,8 +189,8 @@ class ActiveRun:
         stopped = isinstance(error, RunStopped)
         self.end("stopped" if stopped else "failed" if error or result is None else "finished")
 
-    def _make_autopilot(self, ranks: tuple[int, ...]) -> Autopilot | None:
-        if self.recipe.manual or len(ranks) == 1:
+    def _group_of(self, ranks: tuple[int, ...]) -> dist.ProcessGroup | None:
+        if len(ranks) == 1:
             return None
         group = dist.group.WORLD
         if len(ranks) < self._group.world_size:
@@ -188,8 +198,13 @@ class ActiveRun:
         if group is None:
             msg = "the process group is gone; see %dist_reset"
             raise RuntimeError(msg)
+        return group
+
+    def _make_autopilot(self) -> Autopilot | None:
+        if self.recipe.manual or self.group is None:
+            return None
         return Autopilot(
-            Wire(group, Compression.parse(self.recipe.compress), self.recorder.sent),
+            Wire(self.group, Compression.parse(self.recipe.compress), self.recorder.sent),
             is_global_batch=self.recipe.batch == "global",
             note=self.note,
             on_wait=self._waited,

@@ -9,8 +9,9 @@ from weakref import WeakSet
 
 import torch
 
-from dtkit.engine.loader import TimedBatches, num_samples, shares_of
+from dtkit.engine.loader import TimedBatches, num_samples, shares_of, skip
 from dtkit.engine.parts import HOOKS, listeners
+from dtkit.engine.position import Position
 from dtkit.engine.progress import estimate_iterations
 from dtkit.events import Total
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from dtkit.engine.control import Control
     from dtkit.engine.loader import Share
     from dtkit.engine.parts import Part
+    from dtkit.engine.position import Pass
     from dtkit.engine.recorder import Recorder
 
 __all__ = ["Watch"]
@@ -39,6 +41,7 @@ class Watch:
 
     Attributes:
         lead: the optimizer whose steps are the run's steps.
+        position: where the run is in its data.
 
     Args:
         recorder: takes what is measured.
@@ -55,6 +58,7 @@ class Watch:
         parts: Sequence[Part] = (),
     ) -> None:
         self.lead: Optimizer | None = None
+        self.position = Position()
         self._recorder = recorder
         self._control = control
         self._autopilot = autopilot
@@ -122,6 +126,7 @@ class Watch:
             self._autopilot.after_step(optimizer)
         if self._leads(optimizer):
             self._control.stepped()
+            self.position.stepped()
             self._recorder.stepped(float(optimizer.param_groups[0]["lr"]))
             for tell in self._tell["after_step"]:
                 tell(optimizer, self._control.num_steps)
@@ -149,12 +154,21 @@ class Watch:
         if self._is_evaluating():
             return TimedBatches(original(loader), None, self._boundary, _forget)
         twin = self._autopilot.twin(loader) if self._autopilot is not None else None
+        begun = self.position.begin(loader)
+        if twin is not None and begun.num_skipped:
+            skip(twin, begun.num_skipped, begun.skipped)
         # Not `twin or loader`: that would ask for a length, which it may not have.
         batches = original(loader if twin is None else twin)
+        if twin is None:
+            begun.skip(batches)
         shares = None if twin is None else shares_of(twin)
 
-        saw = self._saw_share if twin is not None else partial(self._saw_whole, loader)
-        return TimedBatches(batches, shares, self._boundary, saw)
+        saw = (
+            partial(self._saw_share, begun)
+            if twin is not None
+            else partial(self._saw_whole, begun, loader)
+        )
+        return TimedBatches(batches, shares, self._ask, saw)
 
     def num_batches(self, loader: DataLoader[Any], original: Callable[..., int]) -> int:
         """Return the number of batches that this rank will get."""
@@ -169,6 +183,12 @@ class Watch:
             for tell in self._tell["boundary"]:
                 tell(self._control.num_steps)
 
+    def _ask(self) -> None:
+        __tracebackhide__ = True
+        self._boundary()
+        for tell in self._tell["before_batch"]:
+            tell()
+
     def _saw_loss(self, loss: torch.Tensor, given: Any, weight: float) -> None:
         __tracebackhide__ = True
         true_loss = loss.__dict__.get("dtkit_unscaled", loss)
@@ -181,30 +201,33 @@ class Watch:
             return not torch.is_grad_enabled()
         return self._autopilot.is_evaluating()
 
-    def _saw_share(self, _batch: Any, share: Share | None, wait_s: float) -> None:
+    def _saw_share(self, of: Pass, _batch: Any, share: Share | None, wait_s: float) -> None:
         assert self._autopilot is not None  # noqa: S101  for the type checker: it makes shares
         if share is None:  # the end: what comes next is no share of anything
+            of.is_over = True
             self._autopilot.batch_weight = 1.0
             return
         self._num_batches += 1
         self._recorder.saw_batch(share.num_samples, share.even, wait_s)
-        self._tell_batch(wait_s)
+        self._tell_batch(of, wait_s)
         self._autopilot.weigh(share.weight, is_another=self._has_share)
         self._has_share = True
 
     def _saw_whole(
-        self, loader: DataLoader[Any], batch: Any, _share: Share | None, wait_s: float
+        self, of: Pass, loader: DataLoader[Any], batch: Any, _share: Share | None, wait_s: float
     ) -> None:
         if batch is None:  # the end
+            of.is_over = True
             return
         self._num_batches += 1
         num = num_samples(batch)
         self._recorder.saw_batch(num, num, wait_s)
-        self._tell_batch(wait_s)
+        self._tell_batch(of, wait_s)
         if loader is not self._judged:
             self._whole = loader
 
-    def _tell_batch(self, wait_s: float) -> None:
+    def _tell_batch(self, of: Pass, wait_s: float) -> None:
+        self.position.got_batch(of)
         for tell in self._tell["saw_batch"]:
             tell(wait_s)
 

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["are_alike", "broadcast", "checksums", "equalize"]
+__all__ = ["are_alike", "broadcast", "checksums", "digest", "equalize"]
 
 _SAMPLE = 1 << 16
 """Elements of a tensor that its checksum looks at: weights that part do so everywhere."""
@@ -58,6 +58,13 @@ def equalize(tensors: Sequence[torch.Tensor], group: dist.ProcessGroup) -> None:
 def checksums(tensors: Sequence[torch.Tensor]) -> list[int]:
     """Return a number per tensor; equal weights have equal numbers."""
     return [_checksum(t) if _has_data(t) else 0 for t in tensors]
+
+
+def digest(tensor: torch.Tensor) -> int:
+    """Return a number that tells a tensor's bytes, every one of them, from others'."""
+    whole = tensor.detach().contiguous().cpu().reshape(-1)
+    head = f"{tuple(tensor.shape)}{tensor.dtype}".encode()
+    return zlib.crc32(whole.view(torch.uint8).numpy().data, zlib.crc32(head))
 
 
 def _checksum(tensor: torch.Tensor) -> int:

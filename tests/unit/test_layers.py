@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 BASE = (
     "dtkit.alarm",
     "dtkit.errors",
+    "dtkit.checkpoint_files",
     "dtkit._ranks",
     "dtkit.compression",
     "dtkit.events",
@@ -147,6 +148,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "psutil",
         "cloudpickle",
         "IPython",
+        "dtkit.checkpoint_files",
         "dtkit.compression",
         "dtkit.horovod.alias",  # engines import Horovod's interface by Horovod's name
         "dtkit.errors",
@@ -164,6 +166,7 @@ MAY_IMPORT_LAZILY: dict[str, tuple[str, ...]] = {
         "dtkit.run",
         "dtkit.archive",
         "dtkit.magics",
+        "dtkit.engine.checkpointing.face",
         "dtkit.engine.log",
         "IPython",
     ),

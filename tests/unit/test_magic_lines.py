@@ -44,6 +44,8 @@ def test_help_is_printed_and_nothing_else_happens(
         (opening.INIT, "--devices '0", "check the quotes"),
         (lines.TRAIN, "--batch both", "invalid choice: 'both'"),
         (lines.TRAIN, "--manul", "did you mean --manual?"),
+        (lines.TRAIN, "--checkpoint-every often", "invalid int value: 'often'"),
+        (lines.TRAIN, "--resume", "expected one argument"),
         (carrying.PULL, "", "required"),
         (opening.STATUS, "now", "unrecognized arguments: now"),
     ],

@@ -15,10 +15,12 @@ NAMES = {
     "InvalidInputError",
     "RankError",
     "Session",
+    "checkpoint",
     "current_session",
     "last_run",
     "load_ipython_extension",
     "log",
+    "resume",
     "runs",
     "unload_ipython_extension",
 }

@@ -1,0 +1,179 @@
+"""Checkpoints of a run: `--checkpoint-every`, and the place that `--resume` goes on from."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, ref
+
+from torch.optim import Optimizer
+
+from dtkit.checkpoint_files import FOLDER, Manifest, whole
+from dtkit.engine.checkpointing.ranks import Ranks
+from dtkit.engine.checkpointing.read import load
+from dtkit.engine.checkpointing.source import find_objects
+from dtkit.engine.checkpointing.write import Writer
+from dtkit.engine.parts import Part
+from dtkit.engine.shell import current_shell
+from dtkit.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from dtkit.engine.checkpointing.write import Pending
+    from dtkit.engine.run import ActiveRun
+
+__all__ = ["Checkpoints", "make"]
+
+# Any, below: the user's own objects.
+
+
+class Checkpoints(Part):
+    """Takes checkpoints of a run, and lets it go on from one.
+
+    One that is due after a step is taken when the next batch has come: by then
+    the cell's own end of the step, and of the epoch, has been done.
+
+    Args:
+        run: the run.
+        every: steps between two checkpoints; 0: only when asked.
+        keep: how many are kept.
+        resume: the checkpoint that the cell shall go on from; "": none.
+    """
+
+    def __init__(self, run: ActiveRun, *, every: int, keep: int, resume: str) -> None:
+        self.keep = keep
+        self.resume_from = Path(resume) if resume else None
+        self._run = run
+        self._every = every
+        self._folder = run.dir / FOLDER
+        self._ranks = Ranks(run.group)
+        self._writer = Writer(self._folder, keep, self._ranks, self._ended)
+        self._given: dict[str, Any] = {}
+        # Neither keeps alive what the cell has done with.
+        self._optimizers: dict[int, ref[Optimizer]] = {}
+        self._names: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+        self._mark: dict[str, Any] | None = None
+        self._is_due = False
+        self._num_since = 0
+        self._pending: Pending | None = None
+
+    def register(self, objects: dict[str, Any]) -> None:
+        """Let checkpoints hold these objects, and not what is found in the cell."""
+        self._given = dict(objects)
+
+    def go_on_from(self, path: Path) -> None:
+        """Load the registered objects, the random state and the data position."""
+        position, ranks = self._run.position, self._ranks
+        extra = load(path, self._given, ranks.rank, ranks.num)
+        if self._run.autopilot is not None:
+            given = self._given.values()
+            self._run.autopilot.settle([o for o in given if isinstance(o, Optimizer)])
+        manifest = Manifest.read(path)
+        where = f"{path.name} of {path.parent.parent.name} (epoch {manifest.epoch})"
+        if extra is None:
+            position.step = manifest.step
+            self._say(
+                f"resumed from {where} on {ranks.num} ranks, written by {manifest.world_size}: "
+                "weights and optimizer, but neither random state nor place in the epoch"
+            )
+        else:
+            position.go_on_from(extra)
+            self._say(f"resumed from {where}")
+        self.resume_from = None
+
+    def take(self, objects: dict[str, Any], mark: dict[str, Any] | None = None) -> Pending:
+        """Begin to write a checkpoint of `objects`, of what was registered, or of what is found.
+
+        Raises:
+            CheckpointError: it cannot be begun, on any rank.
+        """
+        objects = objects or self._given or self._find()
+        if not objects:
+            msg = "nothing to save: no optimizer has made a step; name what to save"
+            raise CheckpointError(msg)
+        mark = mark or self._run.position.state()
+        self._mark, self._is_due, self._num_since = None, False, 0
+        self._pending = self._writer.save(objects, mark, step=mark["step"], epoch=mark["epoch"])
+        return self._pending
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Remember whose state is wanted; refuse to begin anew what was to be resumed."""
+        __tracebackhide__ = True
+        if self.resume_from is not None:
+            msg = (
+                f"--resume {self.resume_from}: nothing has loaded it. Before its loop the cell "
+                "must say what is to be loaded: start = dtkit.resume(model=model, "
+                "optimizer=optimizer), and begin at start.epoch"
+            )
+            raise CheckpointError(msg)
+        known = self._optimizers.get(id(optimizer))
+        if known is None or known() is not optimizer:
+            self._optimizers[id(optimizer)] = ref(optimizer)
+
+    def after_step(self, optimizer: Optimizer, step: int) -> None:  # noqa: ARG002
+        """See whether a checkpoint is due."""
+        self._num_since += 1
+        if self._every and self._run.position.step % self._every == 0:
+            self._is_due = True
+            self._mark = self._run.position.state()
+
+    def before_batch(self) -> None:
+        """Note the state that a checkpoint shall have: drawing the batch changes it."""
+        if self._is_due:
+            self._mark = self._run.position.state()
+
+    def saw_batch(self, wait_s: float) -> None:  # noqa: ARG002
+        """Take the checkpoint that is due."""
+        if self._is_due:
+            self._try()
+
+    def before_backward(self) -> None:
+        """Take the checkpoint that is due, in a cell that reads no DataLoader."""
+        if self._is_due:
+            self._try()
+
+    def end(self, state: str) -> None:
+        """Take a last checkpoint unless the cell failed, and wait until all are written."""
+        if state != "failed" and self._every and self._num_since and (self._given or self._find()):
+            self._mark = None
+            self._try()
+        if self._pending is not None and state != "failed":
+            with contextlib.suppress(CheckpointError):  # `_ended` has told it
+                self._pending.wait()
+        kept = whole(self._folder)
+        if kept:
+            names = ", ".join(Manifest.read(kept[-1]).names)
+            noun = "checkpoint" if len(kept) == 1 else "checkpoints"
+            self._say(f"{len(kept)} {noun} of {names} in {self._folder}, newest {kept[-1].name}")
+
+    def _try(self) -> None:
+        mark, self._is_due = self._mark, False
+        try:
+            self.take({}, mark)
+        except CheckpointError as error:
+            self._say(f"the checkpoint was not written: {error}; training goes on")
+
+    def _find(self) -> dict[str, Any]:
+        live = [optimizer for known in self._optimizers.values() if (optimizer := known())]
+        frame = sys._getframe(1)  # noqa: SLF001  the documented way
+        found = find_objects(live, current_shell().user_ns, frame, self._names)
+        self._names.update((thing, name) for name, thing in found.items())
+        return found
+
+    def _ended(self, pending: Pending) -> None:
+        if pending.error is None:
+            return
+        kept = whole(self._folder)
+        rest = f"the newest whole one is {kept[-1].name}" if kept else "there is none before it"
+        self._say(f"{pending.error}; {rest}. Training goes on, and the next one is tried")
+
+    def _say(self, text: str) -> None:
+        if self._ranks.rank == 0:
+            self._run.note(text)
+
+
+def make(run: ActiveRun, *, every: int, keep: int, resume: str) -> Part:
+    """Return the checkpoints of a run."""
+    run.checkpoints = Checkpoints(run, every=every, keep=keep, resume=resume)
+    return run.checkpoints

@@ -1,0 +1,154 @@
+"""Loading a checkpoint: each rank by itself, and nothing in it can run code.
+
+`torch.load(weights_only=True)` reads tensors and plain values. The index that
+torch.distributed.checkpoint writes beside them is a pickle: it is read by an
+unpickler that knows the index's own classes and nothing else.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.tensor import DTensor, empty
+
+from dtkit.checkpoint_files import Manifest
+from dtkit.engine.checkpointing.tree import assemble, dismantle, leaves
+from dtkit.engine.models import parameters_of
+from dtkit.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch.distributed.checkpoint.metadata import Metadata
+
+__all__ = ["load"]
+
+# Any, below: the user's own objects and their states.
+
+_SAFE = {
+    "torch": {"Size"},
+    "torch.serialization": {"_get_layout"},
+    "torch._utils": {"_get_layout"},
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.distributed.checkpoint.metadata": {
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "pathlib": {"Path", "PosixPath", "PurePosixPath"},
+}
+
+
+def load(checkpoint: Path, objects: Mapping[str, Any], rank: int, world_size: int) -> Any:
+    """Load objects in place from a whole checkpoint; return this rank's extra values.
+
+    Args:
+        checkpoint: its folder.
+        objects: what to load, by the names that it was saved under.
+        rank: this rank.
+        world_size: how many there are; another number than wrote it may load
+            what was equal on all ranks, or sharded.
+
+    Returns:
+        What was saved as extra, None if it was by another number of ranks.
+
+    Raises:
+        CheckpointError: an object is not in it, or does not fit.
+    """
+    manifest = Manifest.read(checkpoint)
+    missing = [name for name in objects if name not in manifest.names]
+    if missing:
+        msg = f"no {', '.join(missing)} in {checkpoint}; it has {', '.join(manifest.names)}"
+        raise CheckpointError(msg)
+    is_same = manifest.world_size == world_size
+    saved = torch.load(checkpoint / f"rank-{rank if is_same else 0}.pt", weights_only=True)
+    outlines = {name: saved["objects"][name] for name in objects}
+    reader = _Reader(checkpoint)
+    targets = _targets(objects, outlines, reader.read_metadata(), checkpoint)
+    if not is_same and any(name.startswith("rank ") for name in targets):
+        msg = (
+            f"{checkpoint} was written by {manifest.world_size} ranks whose states differed: "
+            "that many can load it"
+        )
+        raise CheckpointError(msg)
+    _read(reader, targets)
+    for name, thing in objects.items():
+        thing.load_state_dict(assemble(outlines[name], targets))
+    return saved["extra"] if is_same else None
+
+
+class _Reader(FileSystemReader):
+    """Reads the index without running what a pickle may ask for."""
+
+    def read_metadata(self, *_args: Any, **_kwargs: Any) -> Metadata:
+        with (self.path / ".metadata").open("rb") as file:  # type: ignore[operator]
+            metadata: Metadata = _Unpickler(file).load()
+        return metadata
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name in _SAFE.get(module, ()) or (
+            module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        ):
+            return super().find_class(module, name)
+        msg = f"the checkpoint's index asks for {module}.{name}, which no index needs"
+        raise CheckpointError(msg)
+
+
+def _targets(
+    objects: Mapping[str, Any], outlines: dict[str, Any], metadata: Metadata, checkpoint: Path
+) -> dict[str, torch.Tensor]:
+    """Return the tensors to load into: the objects' own where they have them, else new ones."""
+    own: dict[str, torch.Tensor] = {}
+    shards: dict[str, torch.Tensor] = {}
+    for name, thing in objects.items():
+        dismantle(thing.state_dict(), name, own)
+        if isinstance(thing, torch.optim.Optimizer):
+            shards |= {f"{name}/state/{i}": p for i, p in enumerate(parameters_of(thing))}
+    targets = {}
+    for stored in (leaf for outline in outlines.values() for leaf in leaves(outline)):
+        entry = metadata.state_dict_metadata[stored]
+        assert isinstance(entry, TensorStorageMetadata)  # noqa: S101  no others are written
+        plain = stored.partition("/")[2] if stored.startswith("rank ") else stored
+        live = own.get(plain)
+        if live is not None and live.shape != entry.size:
+            msg = (
+                f"{plain} has shape {tuple(live.shape)} here and {tuple(entry.size)} in "
+                f"{checkpoint}: not the same model?"
+            )
+            raise CheckpointError(msg)
+        targets[stored] = (
+            _new(entry, shards.get(plain.rpartition("/")[0])) if live is None else live
+        )
+    return targets
+
+
+def _new(entry: TensorStorageMetadata, param: torch.Tensor | None) -> torch.Tensor:
+    """Return an empty tensor for an optimizer's state, sharded as its parameter is."""
+    if isinstance(param, DTensor) and param.shape == entry.size:
+        return empty(
+            *entry.size, dtype=entry.properties.dtype, device_mesh=param.device_mesh,
+            placements=param.placements,
+        )  # fmt: skip
+    return torch.empty(entry.size, dtype=entry.properties.dtype)
+
+
+@torch.no_grad()
+def _read(reader: _Reader, targets: dict[str, torch.Tensor]) -> None:
+    planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    metadata = reader.read_metadata()
+    planner.set_up_planner(dict(targets), metadata, is_coordinator=True)
+    reader.set_up_storage_reader(metadata, is_coordinator=True)
+    plan = planner.create_global_plan([reader.prepare_local_plan(planner.create_local_plan())])
+    reader.read_data(planner.finish_plan(plan[0]), planner).wait()

@@ -1,0 +1,215 @@
+"""A run that goes on from a checkpoint is the one that never stopped; a failed write is told."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+import dtkit
+from dtkit.checkpoint_files import FOLDER, Manifest, whole
+from dtkit.errors import InvalidInputError, RankError
+from dtkit.options import RunOptions
+from dtkit.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Rig
+
+    from dtkit.run import Run
+
+TOLERANCE = 1e-6
+SETUP = """
+import random, resource, dtkit
+from dtkit.errors import CheckpointError
+fail_at = limit_at = None
+
+class Noisy(TensorDataset):
+    def __getitem__(self, i):
+        x, y = super().__getitem__(i)
+        return x + 0.1 * torch.rand(1) + 0.01 * random.random(), y
+
+noisy_set = Noisy(X[:600], y[:600])
+plain_set = TensorDataset(X[:600], y[:600])
+"""
+RESUME = "start = dtkit.resume(model=model, optimizer=optimizer, scheduler=scheduler)"
+CELL = f"""
+torch.manual_seed(0); random.seed(0)
+loader = LOADER
+model = nn.Sequential(
+    nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 10)
+)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.7)
+{RESUME}
+losses, num_steps = [], start.step
+for epoch in range(start.epoch, 4):
+    for xb, yb in loader:
+        optimizer.zero_grad()
+        loss = cross_entropy(model(xb), yb)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        num_steps += 1
+        if num_steps == fail_at:
+            raise RuntimeError("the power is off")
+        if rank == 1 and limit_at:
+            limit = 16_000 if num_steps in limit_at else resource.RLIM_INFINITY
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    scheduler.step()
+state = [float(t.double().sum()) for t in model.state_dict().values()]
+"""
+"""Dropout, momentum, running statistics, a schedule, and random numbers for every sample."""
+NUM_STEPS = 4 * 19
+LOADERS = {
+    "shuffled": "DataLoader(noisy_set, batch_size=16, shuffle=True)",
+    "generator": "DataLoader(noisy_set, batch_size=16, shuffle=True, "
+    "generator=torch.Generator().manual_seed(7))",
+    "workers": "DataLoader(plain_set, batch_size=16, shuffle=True, num_workers=2)",
+    # Not divided: every rank reads all of it, and the batches of the rank are twice as many.
+    "whole": "DataLoader(noisy_set, batch_size=32)",
+}
+
+
+def cell(loader: str = "shuffled") -> str:
+    return CELL.replace("LOADER", LOADERS[loader])
+
+
+@pytest.fixture(scope="module")
+def rig(rig2: Rig) -> Rig:
+    """Two ranks with a data set that draws random numbers for every sample."""
+    rig2.session.execute(SETUP)
+    return rig2
+
+
+def checkpoints(run: Run) -> list[Path]:
+    return whole(run.dir / FOLDER)
+
+
+def fail(rig: Rig, code: str, at: int, every: int, batch: str = "rank") -> Run:
+    """Train with checkpoints until the cell fails after step `at`."""
+    rig.session.execute(f"fail_at = {at}")
+    with pytest.raises(RankError, match="the power is off"):
+        rig.session.train(
+            code, recipe=Recipe(batch=batch), options=RunOptions(checkpoint_every=every)
+        )
+    rig.session.execute("fail_at = None")
+    run = dtkit.last_run
+    assert run is not None
+    return run
+
+
+def assert_goes_on(rig: Rig, code: str, name: str, at: int, batch: str = "rank") -> None:
+    """Assert that resuming at step `at` ends as the cell does that was never stopped."""
+    results = []
+    for resume in ("", name):
+        rig.session.train(code, recipe=Recipe(batch=batch), options=RunOptions(resume=resume))
+        results.append((rig.values("losses"), rig.values("state"), rig.common("start.step")))
+    (expected, state, _), (losses, resumed_state, step) = results
+    assert step == at
+    assert np.shape(losses)[1] == NUM_STEPS - at
+    for rank in rig.session.ranks:
+        np.testing.assert_allclose(losses[rank], expected[rank][at:], rtol=TOLERANCE)
+        np.testing.assert_allclose(resumed_state[rank], state[rank], rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_a_run_that_failed_goes_on_in_the_middle_of_an_epoch(rig: Rig, loader: str) -> None:
+    run = fail(rig, cell(loader), at=37, every=8)
+    assert [path.name for path in checkpoints(run)] == [f"step-{n:08d}" for n in (16, 24, 32)]
+    assert_goes_on(rig, cell(loader), run.name, at=32)
+
+
+def test_a_checkpoint_at_the_end_of_an_epoch_has_what_the_cell_does_there(rig: Rig) -> None:
+    run = fail(rig, cell(), at=40, every=38)
+    assert Manifest.read(checkpoints(run)[-1]).epoch == 2
+    assert_goes_on(rig, cell(), run.name, at=38)
+
+
+def test_a_global_batch_goes_on(rig: Rig) -> None:
+    code = cell().replace("batch_size=16", "batch_size=32")
+    run = fail(rig, code, at=24, every=20, batch="global")
+    assert_goes_on(rig, code, run.name, at=20, batch="global")
+
+
+def test_an_unedited_cell_is_saved_and_can_be_resumed_by_adding_the_line(rig: Rig) -> None:
+    unedited = cell().replace(RESUME, "start = dtkit.engine.checkpointing.face.Start()")
+    run = fail(rig, unedited, at=24, every=20)
+    assert Manifest.read(checkpoints(run)[-1]).names == ["model", "optimizer", "scheduler"]
+    assert_goes_on(rig, cell(), run.name, at=20)
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_stopped(rig: Rig) -> None:
+    options = RunOptions(checkpoint_every=1000)
+    run, steps = rig.session.training(cell(), options=options)
+    for _ in steps:
+        if run.view().step > 3:
+            run.stop()
+    assert run.state in ("stopped", "finished")  # finished: it was faster
+    (path,) = checkpoints(run)
+    assert_goes_on(rig, cell(), run.name, at=Manifest.read(path).step)
+
+
+def test_a_rank_whose_disk_is_full_costs_that_checkpoint_alone(rig: Rig) -> None:
+    rig.session.execute("limit_at = range(8, 17)")
+    options = RunOptions(checkpoint_every=5, checkpoint_keep=100)
+    run = rig.session.train(cell(), options=options)
+    rig.session.execute("limit_at = None")
+    assert run.state == "finished"
+    steps = [Manifest.read(path).step for path in checkpoints(run)]
+    assert steps == [5, *range(20, NUM_STEPS, 5), NUM_STEPS]
+    assert not list((run.dir / FOLDER).glob(".step*"))
+    told = [note for note in run.notes if "was not written" in note]
+    assert len(told) == 2
+    assert "step 10" in told[0]
+    assert "rank 1: OSError: [Errno 27] File too large" in told[0]
+    assert "the newest whole one is step-00000005" in told[0]
+
+
+def test_a_damaged_checkpoint_is_passed_over(rig: Rig) -> None:
+    run = fail(rig, cell(), at=24, every=10)
+    newest = checkpoints(run)[-1]
+    with (newest / "rank-1.pt").open("ab") as file:
+        file.write(b"x")
+    assert [Manifest.read(path).step for path in checkpoints(run)] == [10]
+    assert_goes_on(rig, cell(), run.name, at=10)
+
+
+def test_what_cannot_be_resumed_is_said_before_the_first_step(rig: Rig) -> None:
+    with pytest.raises(InvalidInputError, match=r"--resume nothing: no whole checkpoint"):
+        rig.session.train(cell(), options=RunOptions(resume="nothing"))
+    run = fail(rig, cell(), at=12, every=10)
+    for line, message in {
+        "start = dtkit.engine.checkpointing.face.Start()": "must say what is to be loaded",
+        "start = dtkit.resume(net=model)": "no net in .*; it has model, optimizer, scheduler",
+        "start = dtkit.resume(model=nn.Sequential(nn.Linear(64, 8)))": r"has shape \(8, 64\) here",
+    }.items():
+        with pytest.raises(RankError, match=message) as caught:
+            rig.session.train(cell().replace(RESUME, line), options=RunOptions(resume=run.name))
+        assert {f.ename for f in caught.value.causes} == {"CheckpointError"}
+
+
+def test_another_number_of_ranks_loads_weights_and_says_what_is_lost(rig: Rig) -> None:
+    run = fail(rig, cell(), at=12, every=10)
+    resumed = rig.session.train(cell(), options=RunOptions(resume=run.name), ranks=[0])
+    assert rig.values("start.step")[0] == 10
+    (note,) = [note for note in resumed.notes if "resumed" in note]
+    assert "on 1 ranks, written by 2" in note
+
+
+def test_checkpoints_outside_a_run(rig: Rig, tmp_path: Path) -> None:
+    rig.session.execute("torch.manual_seed(1); net = nn.Linear(64, 10); own = nn.Linear(3, 1)")
+    rig.session.execute("own.weight.data.fill_(rank)")
+    for _ in range(5):
+        rig.session.execute(f"dtkit.checkpoint({str(tmp_path)!r}, net=net, own=own)")
+    assert [Manifest.read(path).step for path in whole(tmp_path)] == [2, 3, 4]
+    rig.session.execute(
+        "before = net.weight.clone(); net.weight.data.zero_(); own.weight.data.zero_()"
+    )
+    rig.session.execute(f"dtkit.resume({str(tmp_path)!r}, net=net, own=own)")
+    assert rig.common("bool((net.weight == before).all())")
+    assert rig.values("own.weight.tolist()") == [[[0.0] * 3], [[1.0] * 3]]
+    with pytest.raises(RankError, match="outside a run name a folder and objects"):
+        rig.session.execute("dtkit.checkpoint(net=net)")
