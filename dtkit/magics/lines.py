@@ -44,14 +44,6 @@ def _train() -> Parser:
         help="what `import horovod.torch` gives: Horovod where it is installed (auto), or dtkit's",
     )  # fmt: skip
     parser.add_argument(
-        "--checkpoint-every", type=int, default=0, metavar="N",
-        help="save model, optimizer and place in the data every N steps, and at the end",
-    )  # fmt: skip
-    parser.add_argument(
-        "--checkpoint-keep", type=int, default=3, metavar="K",
-        help="how many checkpoints of the run are kept (default: 3)",
-    )  # fmt: skip
-    parser.add_argument(
         "--on-nan", default="warn", choices=ON_NAN,
         help="what to do when the loss is not finite (default: warn)",
     )  # fmt: skip
@@ -63,11 +55,6 @@ def _train() -> Parser:
         "before a script write --profile=STEPS",
     )  # fmt: skip
     parser.add_argument("--ranks", default="all", metavar="RANKS", help=RANKS_HELP)
-    parser.add_argument(
-        "--resume", default="", metavar="RUN",
-        help="go on from the newest checkpoint of a run (name, path, or last); the cell says "
-        "what to load: start = dtkit.resume(model=model, optimizer=optimizer)",
-    )  # fmt: skip
     parser.add_argument(
         "--tensorboard", nargs="?", const="", metavar="DIR",
         help="write the run for TensorBoard, into DIR/<name> or the run's own folder; "
@@ -89,7 +76,24 @@ def _train() -> Parser:
         "--writers", default="first", choices=WRITERS,
         help="whose SummaryWriter writes: the first rank's (default), or every rank's",
     )  # fmt: skip
+    _add_checkpoints(parser.add_argument_group("checkpoints"))
     return parser
+
+
+def _add_checkpoints(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--checkpoint-every", type=int, default=0, metavar="N",
+        help="save model, optimizer and place in the data every N steps, and at the end",
+    )  # fmt: skip
+    group.add_argument(
+        "--checkpoint-keep", type=int, default=3, metavar="K",
+        help="how many checkpoints of the run are kept (default: 3)",
+    )  # fmt: skip
+    group.add_argument(
+        "--resume", default="", metavar="RUN",
+        help="go on from the newest checkpoint of a run (name, path, or last); the cell says "
+        "what to load: start = dtkit.resume(model=model, optimizer=optimizer)",
+    )  # fmt: skip
 
 
 TRAIN = _train()
