@@ -223,8 +223,8 @@ def _late_rows(found: Analysis) -> list[tuple[str, ...]]:
             f"{late.waited_ms:.1f} ms per step",
             f"{late.share:.0%}",
             f"{late.last_share:.0%} of collectives",
-            _WORDS[late.cause],
-            f"{max(0.0, late.excess_ms):.1f} ms",
+            _WORDS.get(late.cause, "chance"),
+            f"{late.excess_ms:.1f} ms" if late.cause else "–",
         )
         for late in found.stragglers
     ]

@@ -25,6 +25,10 @@ _DATA = (
     "Every rank waits {share:.0%} of the step for its own DataLoader: more num_workers, or less "
     "work per sample."
 )
+_BY_CHANCE = (
+    "{share:.0%} of the step the ranks wait for each other, now for one and now for another: their "
+    "steps vary in length (samples of different sizes, other programs on the same cores)."
+)
 _IDLE = (
     "{share:.0%} of the step is neither data, computing nor communication: what the cell does "
     "between steps (printing, plotting, evaluating)."
@@ -33,13 +37,17 @@ _IDLE = (
 
 def advise(found: Analysis) -> tuple[str, ...]:
     """Return what is worth changing, what costs most first."""
-    late = next(iter(found.stragglers), None)
+    late = next((s for s in found.stragglers if s.cause), None)
     is_late = late is not None and late.share >= LEAST_SHARE
     data = _common_data_share(found, late if is_late else None)
     transfer, idle = found.share("transfer"), found.share("idle")
     sentences: list[tuple[float, str]] = []
     if late is not None and is_late:
         sentences.append((late.share, _about_straggler(found, late)))
+    else:
+        waited = found.share("waited")
+        if waited >= LEAST_SHARE:
+            sentences.append((waited, _BY_CHANCE.format(share=waited)))
     if data >= LEAST_SHARE:
         sentences.append((data, _DATA.format(share=data)))
     if transfer >= LEAST_SHARE:

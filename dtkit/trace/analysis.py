@@ -22,6 +22,7 @@ __all__ = ["Analysis", "RankTimes", "Straggler", "analyse"]
 _MS = 1e6
 _NUM_WARM_UP = 2
 """First steps of a run, which load, compile and broadcast; left out where enough others are."""
+_LEAST_EXPLAINED = 0.5
 _COMPUTE = tuple(PHASES.index(name) for name in ("forward", "backward", "optimizer"))
 _DATA, _COMMUNICATION = PHASES.index("data"), PHASES.index("communication")
 
@@ -65,7 +66,8 @@ class Straggler:
     last_share: float
     """In how many of the collectives it was the last to join, 0 to 1."""
     cause: str
-    """data, compute or idle: in what it differs most from the others."""
+    """data, compute or idle: in what it differs most from the others; empty: in nothing that
+    explains half of the wait, so that it was late by chance."""
     excess_ms: float
     """How much longer it spends in that than the median of the others, per step."""
 
@@ -211,6 +213,8 @@ def _stragglers(
             continue
         waited_ms = statistics.fmean(waited_ns) / _MS / num_steps
         cause, excess_ms = _cause(late, others)
+        if excess_ms < _LEAST_EXPLAINED * waited_ms:
+            cause = ""
         num_last = sum(m.last_rank == late.rank for m in matched)
         step_ms = statistics.fmean(t.step_ms for t in times)
         found.append(

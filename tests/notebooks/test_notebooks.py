@@ -75,3 +75,38 @@ def test_no_outputs_are_kept_in_the_repository(path: Path) -> None:
         if cell.cell_type == "code":
             assert not cell.outputs
             assert cell.execution_count is None
+
+
+@pytest.fixture(scope="module")
+def timeline(tmp_path_factory: pytest.TempPathFactory, marked: Any) -> NotebookNode:
+    """The tutorial on where the time goes, executed; nothing that it started is left."""
+    notebook = nbformat.read(ROOT / "notebooks/08_timeline.ipynb", as_version=4)
+    with marked.marking():
+        execute(notebook, tmp_path_factory.mktemp("timeline"))
+    assert marked.left() == []
+    return notebook
+
+
+@pytest.mark.timeout(300)
+def test_the_timeline_names_the_slow_rank_and_why(timeline: NotebookNode) -> None:
+    text = printed(timeline, "timeline")
+    assert re.search(r"waits \d\d% of the step .* for rank 1, whose DataLoader takes", text)
+    (cell,) = [cell for cell in timeline.cells if cell.id == "timeline"]
+    assert {"image/png", "text/html"} <= set(cell.outputs[0].data)
+    assert "rank 1 was waited for" in printed(timeline, "trace")
+    assert "NEGOTIATE_ALLREDUCE" in printed(timeline, "trace")
+
+
+def test_two_runs_are_compared_and_the_mended_one_is_faster(timeline: NotebookNode) -> None:
+    head, *lines = printed(timeline, "both").splitlines()
+    assert head.split() == ["stalled", "mended"]
+    (rates,) = [line for line in lines if line.startswith("samples/s")]
+    slow, fast = (float(number.replace(",", "")) for number in rates.split()[1:])
+    assert fast > 2 * slow
+    assert {"stalled", "mended"} <= set(printed(timeline, "runs").split())
+
+
+def test_tensorboard_opens_in_the_notebook(timeline: NotebookNode) -> None:
+    assert re.search(r"TensorBoard of .* at http://127.0.0.1:\d+/", printed(timeline, "board"))
+    (cell,) = [cell for cell in timeline.cells if cell.id == "board"]
+    assert "<iframe" in cell.outputs[0].data["text/html"]

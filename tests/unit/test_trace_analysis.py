@@ -53,6 +53,18 @@ def test_a_straggler_is_named_with_its_cause(plan: Plan, cause: str, planted_ms:
         assert parts == pytest.approx(times.step_ms)
 
 
+def test_ranks_that_take_turns_in_being_late_are_not_blamed() -> None:
+    even, odd = make_traces([Plan(), Plan(forward=40)]), make_traces([Plan(forward=40), Plan()])
+    for mine, other in zip(even, odd, strict=True):
+        mine.steps[1::2] = other.steps[1::2]  # they take equally long
+    found = analyse(even)
+    assert found is not None
+    assert [late.cause for late in found.stragglers] == ["", ""]
+    (sentence,) = advise(found)
+    assert "wait for each other" in sentence
+    assert f"{found.share('waited'):.0%}" in sentence
+
+
 def test_a_data_stall_of_all_ranks_is_no_ones_fault() -> None:
     found = analyse(make_traces([Plan(data=20)] * 4, transfer=2))
     assert found is not None
