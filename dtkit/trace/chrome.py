@@ -14,6 +14,7 @@ import os
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dtkit.trace.intervals import union
 from dtkit.trace.match import match
 from dtkit.trace.rows import OPERATIONS, PHASES
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dtkit.trace.match import Matched
-    from dtkit.trace.rows import RankTrace, Tensors
+    from dtkit.trace.rows import Collective, RankTrace, Step, Tensors
 
 __all__ = ["RANK_PID", "events", "write"]
 
@@ -33,6 +34,7 @@ _MAX_TENSOR_ROWS = 200
 _THREADS = ("step", *PHASES[:1], "compute", "communication", "collectives")
 _THREAD_OF_PHASE = {"data": 1, "forward": 2, "backward": 2, "optimizer": 2, "communication": 3}
 _COLLECTIVES = 4
+_COMMUNICATION = PHASES.index("communication")
 
 
 def write(traces: Sequence[RankTrace], path: Path) -> int:
@@ -100,17 +102,48 @@ def _rank_events(trace: RankTrace, zero_ns: int) -> Iterator[str]:
         if head.mark_cycles:
             at = _us(step.start_ns - zero_ns)
             yield f'{{"ph":"i","name":"CYCLE_START","pid":{pid},"tid":0,"ts":{at},"s":"g"}}'
-        for phase, start_ns, end_ns in step.spans:
-            thread = _THREAD_OF_PHASE[PHASES[phase]]
-            yield _span(PHASES[phase], (pid, thread), start_ns - zero_ns, end_ns - zero_ns)
+        for thread, phase, start_ns, end_ns in _phases(step):
+            yield _span(phase, (pid, thread), start_ns - zero_ns, end_ns - zero_ns)
+    yield from _collective_events(trace, pid, zero_ns)
+
+
+def _phases(step: Step) -> Iterator[tuple[int, str, int, int]]:
+    """Yield thread, name, start and end of a step's phases; waits that overlap are one."""
+    waits = [span[1:] for span in step.spans if span.phase == _COMMUNICATION]
+    for start_ns, end_ns in union(waits):
+        yield _THREAD_OF_PHASE["communication"], "communication", start_ns, end_ns
+    for phase, start_ns, end_ns in step.spans:
+        if phase != _COMMUNICATION:
+            yield _THREAD_OF_PHASE[PHASES[phase]], PHASES[phase], start_ns, end_ns
+
+
+def _collective_events(trace: RankTrace, pid: int, zero_ns: int) -> Iterator[str]:
+    """Yield a rank's collectives, each on the first line where none is under way.
+
+    Two that overlap without one being within the other cannot stand on one line:
+    Perfetto drops the second.
+    """
+    free_ns: list[int] = []
+    for part in sorted(_done(trace), key=lambda c: c.call_ns):
+        lane = next((i for i, at_ns in enumerate(free_ns) if at_ns <= part.call_ns), len(free_ns))
+        if lane == len(free_ns):
+            free_ns.append(0)
+            if lane:
+                yield _meta("thread_name", pid, {"name": "collectives"}, _COLLECTIVES + lane)
+        free_ns[lane] = part.done_ns
+        tensors = trace.tensors[part.tensors]
+        yield _span(
+            f"{OPERATIONS[part.operation]} {_label(tensors)}", (pid, _COLLECTIVES + lane),
+            part.call_ns - zero_ns, part.done_ns - zero_ns,
+            f',"args":{{"bytes":{part.num_bytes},"tensors":{len(tensors.names)}}}',
+        )  # fmt: skip
+
+
+def _done(trace: RankTrace) -> Iterator[Collective]:
+    for step in trace.steps:
         for part in step.collectives:
-            tensors = trace.tensors.get(part.tensors)
-            if part.done_ns and tensors is not None:
-                yield _span(
-                    f"{OPERATIONS[part.operation]} {_label(tensors)}", (pid, _COLLECTIVES),
-                    part.call_ns - zero_ns, part.done_ns - zero_ns,
-                    f',"args":{{"bytes":{part.num_bytes},"tensors":{len(tensors.names)}}}',
-                )  # fmt: skip
+            if part.done_ns and part.tensors in trace.tensors:
+                yield part
 
 
 def _tensor_events(

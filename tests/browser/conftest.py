@@ -99,15 +99,19 @@ def lab(tmp_path_factory: pytest.TempPathFactory, owned_pids: set[int]) -> Itera
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """The system's own Chromium."""
+def browser(owned_pids: set[int]) -> Iterator[Browser]:
+    """The system's own Chromium; what it starts later on is a child of what it starts here."""
     program = shutil.which("chromium")
     if program is None:
         pytest.skip("there is no chromium on the PATH")
+    before = {process.pid for process in psutil.Process().children()}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=CHROMIUM_FLAGS)
+        started = {process.pid for process in psutil.Process().children()} - before
+        owned_pids.update(started)
         yield browser
         browser.close()
+    owned_pids.difference_update(started)
 
 
 @pytest.fixture(autouse=True)

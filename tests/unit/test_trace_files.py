@@ -53,6 +53,22 @@ def assert_valid(trace: dict[str, Any]) -> None:
         else:
             assert (phase, event["name"], event["s"]) == ("i", "CYCLE_START", "g")
     assert not any(open_events.values())
+    assert_nested([event for event in trace["traceEvents"] if event["ph"] == "X"])
+
+
+def assert_nested(complete: list[dict[str, Any]]) -> None:
+    """Hold that of two events on one line one is within the other, or after it."""
+    lines: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for event in complete:  # in whole nanoseconds
+        start, length = round(1000 * event["ts"]), round(1000 * event["dur"])
+        lines.setdefault((event["pid"], event.get("tid", 0)), []).append((start, start + length))
+    for spans in lines.values():
+        ends: list[int] = []
+        for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
+            while ends and ends[-1] <= start:
+                ends.pop()
+            assert not ends or end <= ends[-1]
+            ends.append(end)
 
 
 def write_rows(folder: Path, traces: list[RankTrace]) -> None:
@@ -177,6 +193,18 @@ def test_a_validator_that_cannot_fail_proves_nothing() -> None:
     ):
         with pytest.raises((AssertionError, KeyError)):
             assert_valid({"traceEvents": [broken]})
+    spans = [{"ph": "X", "name": "a", "pid": 1, "ts": ts, "dur": 2} for ts in (1, 2)]
+    with pytest.raises(AssertionError):
+        assert_valid({"traceEvents": spans})
+
+
+def test_collectives_that_overlap_stand_on_lines_of_their_own(tmp_path: Path) -> None:
+    traces = make_traces([Plan(), Plan(backward=60)])
+    write(traces, tmp_path / "trace.json")
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    assert_valid(trace)
+    of_rank = [e for e in trace["traceEvents"] if e["pid"] == RANK_PID and e["ph"] == "X"]
+    assert {e["tid"] for e in of_rank if e["name"].startswith("ALLREDUCE")} == {4, 5}
 
 
 def make_profile(rank: int, shift_ns: int, calls: list[float]) -> tuple[Any, Any]:
