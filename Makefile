@@ -2,6 +2,9 @@
 
 PYTHON ?= python3
 ARGS ?=
+N ?= 40
+TIME ?= 0
+SEED ?= 1
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +14,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --no-input --disable
 NEED_PYTHON := dtkit needs Python 3.11 or newer. Name one with PYTHON=, for example: make setup PYTHON=python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format-check lint types format lab bench clean
+.PHONY: help setup demo test check format-check lint types format lab bench campaign clean
 
 help: ## show this list
 	@echo "make [target] [PYTHON=python3.12]    PYTHON= is the interpreter that .venv is made from"
@@ -57,6 +60,9 @@ lab: $(STAMP) ## open the tutorials in JupyterLab
 
 bench: $(STAMP) ## measure, and print each figure with its spread
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+campaign: $(STAMP) ## random faults on real engines; N= how many, TIME= seconds at most, SEED=
+	@$(BIN)/python tools/campaign --num $(N) --seconds $(TIME) --seed $(SEED)
 
 clean: ## remove .venv, build and the tools' caches; notebooks and runs stay
 	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

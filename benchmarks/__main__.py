@@ -16,6 +16,7 @@ from benchmarks.driver import dashboard_cpu
 from benchmarks.noop import noop
 from benchmarks.processes import BenchmarkError
 from benchmarks.recording import recording
+from benchmarks.release import release
 from benchmarks.result import Result, Settings, table, write_json
 from benchmarks.start import first_collective, rerun
 from benchmarks.step_time import against_ddp, against_torchrun, with_timeline
@@ -34,6 +35,7 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Result]]] = {
     "dashboard_cpu": dashboard_cpu,
     "timeline": with_timeline,
     "merge": merging,
+    "release": release,
 }
 """By the name that `--only` takes, in the order in which they run."""
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dtkit._ranks import format_ranks
-from dtkit.errors import DtkitError
+from dtkit.errors import ClusterDiedError, DtkitError
+from dtkit.failures import freed_text
 from dtkit.memory import memory_line, ran_out_of_memory
 from dtkit.stall import StallWatch
-from dtkit.supervisor import Supervisor, release_text
+from dtkit.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dtkit.cluster import Engines, Execution
     from dtkit.followed import FollowedExecution
     from dtkit.procgroup import ProcessGroup
+    from dtkit.repair import Repair
     from dtkit.requests import Requests
     from dtkit.run import Run
 
@@ -30,9 +31,10 @@ class Conductor:
         active: where requests to the cell that is running go; None while idle.
     """
 
-    def __init__(self, engines: Engines, group: ProcessGroup) -> None:
+    def __init__(self, engines: Engines, group: ProcessGroup, repair: Repair) -> None:
         self._engines = engines
         self._group = group
+        self._repair = repair
         self.active: Requests | None = None
 
     def check_idle(self) -> None:
@@ -116,8 +118,8 @@ class Conductor:
         self.active = requests
         try:
             if execution is None:
-                execution = self._engines.execute(cell, ranks, output.on_message)
-            execution.on_change(requests.alarm.ring)
+                wake = requests.alarm.ring
+                execution = self._engines.execute(cell, ranks, output.on_message, wake)
             supervisor = Supervisor(self._engines, execution, requests, has_steps=run is not None)
             stall = StallWatch(self._engines, run) if run is not None else None
             try:
@@ -133,11 +135,13 @@ class Conductor:
                     supervisor.abandon()
                     self._recover(supervisor)
                 raise
-            epilogue = self._recover(supervisor)
+            auto_restart = run is not None and run.options.auto_restart
+            epilogue = self._recover(supervisor, auto_restart=auto_restart)
             error = supervisor.error(epilogue)
             if error is not None and ran_out_of_memory(error):
                 parts = (epilogue, memory_line(self._engines))
                 error = supervisor.error("\n".join(filter(None, parts)))
+            requests.outcome = epilogue
             if run is not None:
                 run.end(supervisor.state(), error)
             if error is not None:
@@ -145,15 +149,24 @@ class Conductor:
         finally:
             self.active = None
 
-    def _recover(self, supervisor: Supervisor) -> str:
-        """Rebuild the group if the cell's failure broke it; return what to tell the user."""
-        if self._engines.lost:
-            return (
-                f"{format_ranks(self._engines.lost)} ended, the rest keep their state. "
-                "%dist_shutdown and %dist_init start again"
-            )
-        if not supervisor.is_group_broken:
+    def _recover(self, supervisor: Supervisor, *, auto_restart: bool = False) -> str:
+        """Repair what the cell's failure broke; return what to tell the user.
+
+        Raises:
+            ClusterDiedError: nothing can be repaired.
+        """
+        if self._engines.broken:
+            raise ClusterDiedError(self._engines.broken)
+        lost = self._engines.lost
+        if not lost and not supervisor.is_group_broken:
             return ""
-        self._group.rebuild()
-        text = release_text(supervisor.released, len(self._engines.ranks))
-        return f"{text}; group rebuilt, state kept"
+        freed = freed_text(supervisor.places, len(self._engines.ranks))
+        if lost and not (auto_restart or supervisor.replaced):
+            names = ",".join(map(str, lost))
+            state = f"their state is kept. %dist_restart {names} puts a new engine in its place"
+            return "; ".join(filter(None, [freed, f"{state}, --refill with the state of another"]))
+        if not lost:
+            self._repair.rebuild()
+            return "; ".join(filter(None, [freed, "group rebuilt; state kept"]))
+        done = self._repair.restart(lost, refill=auto_restart)
+        return "; ".join(filter(None, [freed, done, "group rebuilt; the others kept their state"]))

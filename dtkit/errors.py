@@ -6,6 +6,7 @@ DtkitError
 ├── StartError          the cluster or the process group did not come up
 ├── CheckpointError     a checkpoint could not be written or loaded; the one before is as it was
 ├── EngineDiedError     an engine's process ended while it was needed (the world's fault)
+├── ClusterDiedError    the controller's process ended, and with it the session (the same)
 └── RankError           the user's code raised on one or more ranks
 """
 
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 __all__ = [
     "CheckpointError",
     "ClosedError",
+    "ClusterDiedError",
     "DtkitError",
     "EngineDiedError",
     "InvalidInputError",
@@ -52,6 +54,10 @@ class CheckpointError(DtkitError):
 
 class EngineDiedError(DtkitError):
     """An engine's process ended while it was needed."""
+
+
+class ClusterDiedError(DtkitError):
+    """The cluster's controller ended: no engine can be reached any more. %dist_init starts anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +111,8 @@ class RankError(DtkitError):
     def _render_traceback_(self) -> list[str]:
         rendered = []
         for ranks, failure in self._grouped():
-            rendered += [f"── {_rank_list(ranks)} ──", failure.traceback.rstrip()]
+            where = f", cell line {failure.line}" if failure.line else ""
+            rendered += [f"── {_rank_list(ranks)}{where} ──", failure.traceback.rstrip()]
         num_echoes = len(self.failures) - len(self.causes)
         if num_echoes:
             echoes = [f.rank for f in self.failures if f.is_echo]

@@ -42,6 +42,7 @@ class FollowedExecution:
         self._engines = engines
         self.ranks = run.ranks
         self.replies: dict[int, Reply] = {}
+        self.failing: set[int] = set()
         self._files = {rank: _RankFiles(run.dir, rank) for rank in run.ranks}
 
     def poll(self) -> bool:
@@ -61,8 +62,9 @@ class FollowedExecution:
         """Whether everything the ranks showed was read: what ended is read to its end."""
         return True
 
-    def on_change(self, wake: Callable[[], None]) -> None:
-        """Nobody tells of a file that has grown: it is looked at when the driver looks."""
+    def has_failed(self, stopped: str) -> bool:
+        """Whether the cell has failed on a rank, otherwise than by `stopped`."""
+        return any(r.status != "ok" and r.ename != stopped for r in self.replies.values())
 
     @property
     def running(self) -> tuple[int, ...]:

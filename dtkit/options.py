@@ -23,6 +23,8 @@ class RunOptions:
     """The options of a run that are not its recipe.
 
     Attributes:
+        auto_restart: when a rank's engine ends, a new one takes its place at once,
+            with the state of a healthy rank; the run fails all the same.
         debug: let torch check every collective against the other ranks'; slower.
         hvd: what `import horovod.torch` gives: `auto`, Horovod where it is installed, or
             `dtkit`, its interface on torch.distributed.
@@ -42,6 +44,7 @@ class RunOptions:
         resume: the run to go on from, by name or path, `last`, or "".
     """
 
+    auto_restart: bool = False
     debug: bool = False
     hvd: str = "auto"
     on_nan: str = "warn"

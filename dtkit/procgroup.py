@@ -67,8 +67,7 @@ class ProcessGroup:
         generations = {answer.get("generation", 0) for answer in answers.values()}
         self._generation = max(generations, default=0)
         if len(answers) == len(self._slots) and (len(generations) > 1 or not self._generation):
-            self._engines.call("dtkit.engine.group:leave")
-            return self.build()
+            return self.rebuild()
         return {rank: answer["facts"] for rank, answer in answers.items() if "facts" in answer}
 
     @contextmanager
@@ -90,7 +89,12 @@ class ProcessGroup:
             if not self._engines.is_closed and not self._engines.lost:
                 self.rebuild()
 
-    def rebuild(self) -> None:
+    def rebuild(self) -> dict[int, dict[str, Any]]:
         """Leave the group and build it anew; the ranks keep their namespaces."""
-        self._engines.call("dtkit.engine.group:leave")
-        self.build()
+        self.leave()
+        return self.build()
+
+    def leave(self) -> None:
+        """Let every rank that lives leave the group."""
+        living = [slot.rank for slot in self._slots if slot.rank not in self._engines.lost]
+        self._engines.call("dtkit.engine.group:leave", ranks=living)

@@ -12,8 +12,11 @@ class Requests:
 
     def __init__(self) -> None:
         self.is_stop = False
+        self.is_now = False
         self.is_pause = False
         self.num_interrupts = 0
+        self.outcome = ""
+        """What was done to the ranks in the end, for the user to read."""
         self.alarm = Alarm()
         """Rings when there is something to see to: whoever waits for the cell looks at once."""
         self.is_background = False
@@ -25,6 +28,11 @@ class Requests:
         """Ask for a stop after the step."""
         self.is_stop = True
         self.alarm.ring()
+
+    def stop_now(self) -> None:
+        """Ask for a stop here and now, in the middle of a step if need be."""
+        self.is_now = True
+        self.stop()
 
     def pause(self, is_paused: bool) -> None:  # noqa: FBT001  a callback's signature
         """Ask for a pause after the step, or for its end."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from dtkit.celloutput import CellOutput
-from dtkit.errors import DtkitError
+from dtkit.errors import DtkitError, InvalidInputError
 from dtkit.options import RunOptions
 from dtkit.orphans import end_orphan, list_orphans
 from dtkit.recipe import Recipe
@@ -150,12 +150,20 @@ class Session(SessionCore):
         drive(steps, requests)
         return output
 
-    def stop(self) -> None:
-        """Ask the cell that is running to stop at the next step boundary."""
-        if self._conductor.active is None:
+    def stop(self, *, now: bool = False) -> None:
+        """Ask the cell that is running to stop at the next step boundary.
+
+        Args:
+            now: stop it wherever it is, in a collective too; the ranks keep their state.
+        """
+        requests = self._conductor.active
+        if requests is None:
             msg = "nothing is running on the ranks"
             raise DtkitError(msg)
-        self._conductor.active.stop()
+        if now:
+            requests.stop_now()
+        else:
+            requests.stop()
 
     def pull(self, name: str, *, rank: int = 0) -> Transfer:
         """Bring an object from a rank; tensors and modules arrive on the CPU.
@@ -221,12 +229,40 @@ class Session(SessionCore):
         """Build the process group anew; the ranks keep their namespaces."""
         self._check_open()
         self._conductor.check_idle()
-        self._group.rebuild()
+        self._repair.rebuild()
+
+    def restart(self, ranks: Sequence[int] | None = None, *, refill: bool = False) -> str:
+        """Put new engines in the place of ranks, keeping their numbers; build the group anew.
+
+        Args:
+            ranks: whose engines are to be replaced; by default those that have ended.
+            refill: give the new ones the names and the random state of a healthy
+                rank, and make models and optimizers equal on all ranks.
+
+        Returns:
+            What was done, in a sentence.
+
+        Raises:
+            InvalidInputError: all engines live and no rank was named, or none has a state to give.
+            StartError: a new engine did not come up.
+        """
+        self._check_open()
+        self._conductor.check_idle()
+        chosen = self._engines.lost if ranks is None else tuple(ranks)
+        if not chosen:
+            msg = "every engine lives; name the rank to replace, as in %dist_restart 1"
+            raise InvalidInputError(msg)
+        return self._repair.restart(chosen, refill=refill)
 
 
 def current_session() -> Session | None:
     """Return the open session of this process, None if there is none."""
     return cast("Session | None", Registry.session)
+
+
+def obituary() -> str:
+    """Return why the last session of this process ended, if nobody wished it; else nothing."""
+    return Registry.obituary
 
 
 def last_run() -> Run | None:

@@ -19,11 +19,12 @@ from dtkit.cluster import (
     place_local,
 )
 from dtkit.conductor import Conductor
-from dtkit.errors import ClosedError, DtkitError
+from dtkit.errors import ClosedError, ClusterDiedError, DtkitError
 from dtkit.followed import FollowedExecution
 from dtkit.guard.record import RankRun, SessionRecord
 from dtkit.orphans import choose_orphan
 from dtkit.procgroup import ProcessGroup
+from dtkit.repair import Repair
 from dtkit.values import DEFAULT_LEASE, Lease
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class Registry:
     run: Run | None = None
     is_restarting: Callable[[], bool] = staticmethod(lambda: False)
     """Whether this process ends because its notebook's kernel is being restarted."""
+    obituary = ""
+    """Why the last session ended, if that was nobody's wish."""
 
 
 class SessionCore:
@@ -74,8 +77,10 @@ class SessionCore:
         self.facts: dict[int, dict[str, Any]] = {}
         self.start_s = 0.0
         self._group = ProcessGroup(self._engines, self.slots, backend)
-        self._conductor = Conductor(self._engines, self._group)
+        self._repair = Repair(self._engines, self._group, cluster.replace, self.facts)
+        self._conductor = Conductor(self._engines, self._group, self._repair)
         self._is_closed = False
+        cluster.on_breakdown = self._close_broken
         self._boards: Boards | None = None
 
     @classmethod
@@ -122,7 +127,7 @@ class SessionCore:
         try:
             on_stage("importing torch and joining the process group")
             session._group.is_debug = is_debug
-            session.facts = session._group.build()
+            session.facts.update(session._group.build())
             session._engines.call("dtkit.engine.preload:begin", (_LOAD_WHEN_IDLE,))
         except BaseException:
             session.close()
@@ -140,7 +145,7 @@ class SessionCore:
         begun_s = time.monotonic()
         session = cls(AttachedCluster(choose_orphan(session_id).dir))
         try:
-            session.facts = session._group.take_over()
+            session.facts.update(session._group.take_over())
         except BaseException:
             session._cluster.leave()
             raise
@@ -221,7 +226,7 @@ class SessionCore:
         return run, self._conductor.follow(run, FollowedExecution(run, self._engines))
 
     def _open(self) -> None:
-        Registry.session = self
+        Registry.session, Registry.obituary = self, ""
         atexit.register(self._close_at_exit)
 
     def _close(self, *, is_hurried: bool) -> None:
@@ -256,7 +261,13 @@ class SessionCore:
         else:
             self._close(is_hurried=True)
 
+    def _close_broken(self) -> None:
+        Registry.obituary = self._engines.broken
+        self._close(is_hurried=True)
+
     def _check_open(self) -> None:
+        if self._engines.broken:
+            raise ClusterDiedError(self._engines.broken)
         if self._is_closed:
             msg = "the session was shut down; start a new one with %dist_init"
             raise ClosedError(msg)

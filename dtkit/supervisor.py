@@ -6,39 +6,33 @@ same code serves a cell that awaits (clicks are served) and one that blocks.
 
 from __future__ import annotations
 
-import re
 import signal
+import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dtkit._ranks import format_ranks
-from dtkit.errors import RankError, RankFailure
+from dtkit.errors import RankError
+from dtkit.failures import failure_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dtkit.cluster import Engines, Execution, Reply
+    from dtkit.cluster import Engines, Execution
+    from dtkit.errors import RankFailure
     from dtkit.followed import FollowedExecution
     from dtkit.requests import Requests
 
-__all__ = ["Supervisor", "failure_of"]
+__all__ = ["Supervisor"]
 
 FLUSH_TIMEOUT_S = 2.0
 _CONTROL_TIMEOUT_S = 1.0
-_GRACE_S = 0.05
-"""How long other ranks may take to fail by themselves, as they do on a syntax error."""
-_SIGINT_AFTER_S = 1.0
-"""How long a released rank may take before it is interrupted as well."""
+_GRACE_S = 0.02
+"""How long other ranks may take to fail by themselves, as all do when the cell is wrong."""
+_ANSWER_S = 1.0
+"""How long a rank may take to answer one measure before the next, harder one."""
 _ABANDON_TIMEOUT_S = 5.0
 _POLL_S = 0.01
 _STOPPED = "RunStopped"
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
-_BROKEN = ("RuntimeError", "DistBackendError", "HorovodInternalError")
-_CAUSE = re.compile(r"out of memory on the|mismatch between collectives")
-"""Never an echo, also when it comes after the rank was released."""
-_ECHO = re.compile(
-    r"gloo|nccl|Connection (closed|reset)|Broken pipe|aborted|is gone", re.IGNORECASE
-)
 
 
 class Supervisor:
@@ -66,17 +60,22 @@ class Supervisor:
         self._has_steps = has_steps
         self.phase = "running"
         """running, pausing, paused, stopping or interrupting."""
-        self.released: tuple[int, ...] = ()
-        """Ranks whose collectives were cut, so the group must be rebuilt."""
-        self._where: dict[int, str] = {}
+        self._is_cut = False
+        self._released: set[int] = set()
+        """Ranks whose collectives were cut before they had failed by themselves."""
+        self.places: dict[int, dict[str, Any]] = {}
+        """Where each of them was just before, as it said itself."""
+        self.replaced: tuple[int, ...] = ()
+        """Ranks whose engines answered nothing, and were killed at the user's third request."""
         self._released_s = 0.0
         self._failed_s: float | None = None
-        self._is_signalled = False
+        self._num_served = 0
+        self._is_pressed = False
 
     @property
     def is_group_broken(self) -> bool:
         """Whether the process group cannot be used any more."""
-        return bool(self.released)
+        return self._is_cut or any(failure.is_echo for failure in self._failures())
 
     def wait(self) -> Iterator[None]:
         """Yield until the cell has ended on every rank and its output is here."""
@@ -108,34 +107,37 @@ class Supervisor:
 
     def error(self, epilogue: str = "") -> RankError | None:
         """Return what the cell failed with, None if it did not."""
-        if self._is_users_doing():
-            return None
-        failures = [
-            failure_of(reply, is_released=reply.rank in self.released)
-            for reply in self._execution.replies.values()
-            if reply.status != "ok" and reply.ename != _STOPPED
-        ]
-        if not failures:
+        failures = self._failures()
+        if not failures or self._is_users_doing():
             return None
         return RankError(tuple(sorted(failures, key=lambda f: (f.is_echo, f.rank))), epilogue)
 
     def _is_users_doing(self) -> bool:
         """Whether the ranks failed only because the user interrupted them."""
-        failures = [
-            failure_of(reply, is_released=reply.rank in self.released)
+        return (self._requests.num_interrupts > 0 or self._requests.is_now) and all(
+            f.is_echo or f.ename == "KeyboardInterrupt" or f.rank in self.replaced
+            for f in self._failures()
+        )
+
+    def _failures(self) -> list[RankFailure]:
+        return [
+            failure_of(
+                reply,
+                is_released=reply.rank in self._released,
+                death=self._engines.death_of(reply.rank),
+            )
             for reply in self._execution.replies.values()
             if reply.status != "ok" and reply.ename != _STOPPED
         ]
-        return self._requests.num_interrupts > 0 and all(
-            f.is_echo or f.ename == "KeyboardInterrupt" for f in failures
-        )
 
     def _serve(self) -> None:
         running = self._execution.running
-        if self.released:
+        if self._is_cut:
             self._press_on(running)
-        elif self._is_stranded() or self._requests.num_interrupts > 1:
+        elif self._is_urgent():
             self._release(running)
+        elif self._is_stranded():
+            self._free(running)
         elif self._requests.is_stop and self.phase != "stopping":
             self._stop(running)
         elif self._requests.is_pause and self.phase == "running":
@@ -144,14 +146,17 @@ class Supervisor:
             self._engines.control("resume", ranks=running, timeout_s=_CONTROL_TIMEOUT_S)
             self.phase = "running"
 
+    def _is_urgent(self) -> bool:
+        return self._requests.num_interrupts > 1 or self._requests.is_now
+
     def _is_stranded(self) -> bool:
         """Whether a rank failed, so that others may wait for it in vain."""
         if self._failed_s is None:
-            replies = self._execution.replies.values()
-            if any(r.status != "ok" and r.ename != _STOPPED for r in replies):
+            if self._execution.has_failed(_STOPPED):
                 self._failed_s = time.monotonic()
+                self._ring_soon()
             return False
-        return time.monotonic() - self._failed_s > _GRACE_S
+        return time.monotonic() - self._failed_s >= _GRACE_S
 
     def _stop(self, ranks: tuple[int, ...]) -> None:
         if self._has_steps:
@@ -173,47 +178,67 @@ class Supervisor:
             )
         self.phase = "paused"
 
+    def _ring_soon(self) -> None:
+        timer = threading.Timer(_GRACE_S, self._requests.alarm.ring)
+        timer.daemon = True
+        timer.start()
+
+    def _free(self, ranks: tuple[int, ...]) -> None:
+        """Free ranks that wait for one that failed; let those that compute come to an end alike.
+
+        So a group is given up only if a rank does wait: a cell that is wrong
+        everywhere fails everywhere, some ranks sooner than others.
+        """
+        is_late = self._failed_s is not None and time.monotonic() - self._failed_s > _ANSWER_S
+        if is_late or self._cut(ranks, only_waiting=True):
+            self._release(ranks)
+            if is_late:
+                self._interrupt(ranks)
+        else:
+            self._ring_soon()
+
     def _release(self, ranks: tuple[int, ...]) -> None:
         """Free ranks from collectives that can never end."""
         self.phase = "interrupting"
-        self._engines.control("cut", ranks=ranks, timeout_s=_CONTROL_TIMEOUT_S)
-        self.released = ranks
+        self._cut(ranks)
+        self._is_cut = True
         self._released_s = time.monotonic()
-        if self._requests.num_interrupts > 1:
+        self._num_served = self._requests.num_interrupts
+        if self._is_urgent():
             self._interrupt(ranks)
+
+    def _cut(self, ranks: tuple[int, ...], **how: bool) -> bool:
+        """Cut the links of ranks, note where they were, and return whether one was cut."""
+        # A rank that has failed may still be writing its traceback.
+        failing = self._execution.failing.copy()
+        answers = self._engines.control("cut", how, ranks=ranks, timeout_s=_CONTROL_TIMEOUT_S)
+        lost = self._engines.lost
+        for rank in ranks:
+            if rank not in failing and rank not in lost and not self._has_place(rank):
+                self.places[rank] = answers.get(rank, {}).get("place", {})
+        cut = {r for r, a in answers.items() if a.get("is_cut") and r not in failing}
+        self._released |= cut
+        return bool(cut)
+
+    def _has_place(self, rank: int) -> bool:
+        # The first collective counts: what a freed rank does afterwards says nothing.
+        return self.places.get(rank, {}).get("state") == "collective"
 
     def _press_on(self, ranks: tuple[int, ...]) -> None:
-        """Interrupt a rank that was freed and goes on: it is not in a collective."""
-        if not self._is_signalled and time.monotonic() - self._released_s > _SIGINT_AFTER_S:
+        """See to ranks that were freed and go on: they are in Python, or answer nothing."""
+        is_late = time.monotonic() - self._released_s > _ANSWER_S
+        has_asked = self._requests.num_interrupts > self._num_served
+        if has_asked and self._num_served > 1 and is_late:
+            self.replaced = ranks
+            self._engines.signal(signal.SIGKILL, ranks)
+        elif has_asked:
             self._interrupt(ranks)
+        if is_late and not self._is_pressed:
+            self._is_pressed = True
+            # A peer that was killed can leave a send parked that the first cut does not wake.
+            self._cut(ranks, is_hard=True)
+            self._interrupt(ranks)
+        self._num_served = self._requests.num_interrupts
 
     def _interrupt(self, ranks: tuple[int, ...]) -> None:
-        self._is_signalled = True
         self._engines.signal(signal.SIGINT, ranks)
-
-
-def failure_of(reply: Reply, *, is_released: bool = False) -> RankFailure:
-    """Return a rank's reply as a failure, with the cell's own line number."""
-    if reply.status == "died":
-        text = "the engine's process ended"
-        return RankFailure(reply.rank, "EngineDied", text, f"EngineDied: {text}")
-    traceback = _ANSI.sub("", reply.traceback)
-    lines = re.findall(r"Cell[^\n]*?In\[\d+\][^\n]*?line (\d+)", traceback)
-    is_echo = not _CAUSE.search(reply.evalue) and bool(
-        (is_released and reply.ename in ("KeyboardInterrupt", *_BROKEN))
-        or (reply.ename in _BROKEN and _ECHO.search(reply.evalue))
-    )
-    return RankFailure(
-        rank=reply.rank,
-        ename=reply.ename or reply.status,
-        evalue=reply.evalue,
-        traceback=reply.traceback or f"{reply.ename}: {reply.evalue}",
-        line=int(lines[-1]) if lines else None,
-        is_echo=is_echo,
-    )
-
-
-def release_text(released: tuple[int, ...], world_size: int) -> str:
-    """Return the line that says whom a failure freed."""
-    verb = "was" if len(released) == 1 else "were"
-    return f"{format_ranks(released, world_size)} {verb} waiting for it and {verb} released"

@@ -96,5 +96,4 @@ def _interrupts(requests: Requests) -> Iterator[None]:
 
 def _raise_if_interrupted(requests: Requests) -> None:
     if requests.num_interrupts:
-        msg = "the ranks have stopped and keep their state"
-        raise Interrupted(msg)
+        raise Interrupted(requests.outcome or "the ranks have stopped and keep their state")

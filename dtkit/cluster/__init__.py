@@ -1,7 +1,8 @@
 """Engines: starting, calling, signalling and ending them. The only part that knows ipyparallel."""
 
 from dtkit.cluster.attached import AttachedCluster
-from dtkit.cluster.engines import Engines, Execution, Reply
+from dtkit.cluster.engines import Engines
+from dtkit.cluster.execution import Execution, Reply
 from dtkit.cluster.host import HostCluster
 from dtkit.cluster.local import LocalCluster
 from dtkit.cluster.placement import Slot, choose_backend, place_local

@@ -6,9 +6,11 @@ a thread does it while the main thread connects and registers.
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import os
+import signal
 import threading
 import time
 
@@ -75,6 +77,10 @@ def _engine_class() -> type:
 
 def main() -> None:
     """Run the engine until it is told to stop."""
+    # A crash leaves its stack in the log: ipykernel takes descriptor 2 away later.
+    faulthandler.enable(os.dup(2))
+    # Cells get KeyboardInterrupt, as ipykernel arranges; between them one would end the engine.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_preload, name="dtkit-preload", daemon=True).start()
     _let_cells_await()
     _engine_class().launch_instance()  # type: ignore[attr-defined]

@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import threading
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dtkit.cluster._remote import call_by_name
-from dtkit.errors import ClosedError, DtkitError, EngineDiedError, RankError, RankFailure
+from dtkit.cluster.execution import Execution, call_failure
+from dtkit.errors import (
+    ClosedError,
+    ClusterDiedError,
+    DtkitError,
+    EngineDiedError,
+    RankError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from dtkit.cluster.placement import Slot
 
-__all__ = ["Engines", "Execution", "Reply"]
+__all__ = ["Engines"]
 
 # Any, below: ipyparallel's client, futures and messages carry no types.
 Message = dict[str, Any]
@@ -24,51 +30,8 @@ OnMessage = "Callable[[int, Message], None]"
 
 CALL_TIMEOUT_S = 60.0
 CONTROL_TIMEOUT_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """How the cell ended on one rank. status: ok, error, aborted or died."""
-
-    rank: int
-    status: str
-    ename: str = ""
-    evalue: str = ""
-    traceback: str = ""
-
-
-@dataclass(slots=True)
-class Execution:
-    """A cell that was sent to ranks; `replies` grows as they finish."""
-
-    ranks: tuple[int, ...]
-    _futures: dict[int, Any]
-    replies: dict[int, Reply] = field(default_factory=dict)
-
-    def poll(self) -> bool:
-        """Collect finished ranks; return whether all have finished."""
-        for rank, future in self._futures.items():
-            if rank not in self.replies and future.done():
-                self.replies[rank] = _reply(rank, future.result())
-        return len(self.replies) == len(self.ranks)
-
-    def is_flushed(self) -> bool:
-        """Whether everything the ranks printed has arrived."""
-        return all(
-            future.output.done() or self.replies[rank].status == "died"
-            for rank, future in self._futures.items()
-        )
-
-    def on_change(self, wake: Callable[[], None]) -> None:
-        """Let `wake` be called, on the client's thread, when a rank replies or is flushed."""
-        for future in self._futures.values():
-            future.add_done_callback(lambda _future: wake())
-            future.output.add_done_callback(lambda _future: wake())
-
-    @property
-    def running(self) -> tuple[int, ...]:
-        """Ranks that have not replied yet."""
-        return tuple(rank for rank in self.ranks if rank not in self.replies)
+_POLL_S = 0.1
+"""How often a wait looks whether whom it waits for is still there."""
 
 
 class Engines:
@@ -83,8 +46,10 @@ class Engines:
         self._client = client
         self._engine_of = {slot.rank: slot.engine for slot in slots}
         self._rank_of = {slot.engine: slot.rank for slot in slots}
-        self._lost: set[int] = set()
+        self._lost: dict[int, str] = {}
+        self._broken = ""
         self._is_closed = False
+        self._wake: Callable[[], None] = lambda: None
         client._registration_callbacks.append(self._on_registration)  # noqa: SLF001  no public way
 
     @property
@@ -97,19 +62,52 @@ class Engines:
         """Ranks whose engine has gone."""
         return tuple(sorted(self._lost))
 
+    def death_of(self, rank: int) -> str:
+        """Return how a rank's engine ended, with its last words."""
+        return self._lost.get(rank, "its engine ended")
+
+    @property
+    def broken(self) -> str:
+        """Why no engine can be reached any more; empty if they can."""
+        return self._broken
+
+    def note_death(self, rank: int, text: str) -> None:
+        """Count a rank's engine as lost."""
+        self._lost[rank] = text
+        self._wake()
+
+    def note_return(self, ranks: Iterable[int]) -> None:
+        """Count ranks as there again: each has a new engine."""
+        for rank in ranks:
+            self._lost.pop(rank, None)
+
+    def note_breakdown(self, text: str) -> None:
+        """Note that no engine can be reached any more; what waits for one is told."""
+        self._broken = text
+        for rank in self._engine_of:
+            self._lost.setdefault(rank, text)
+        self._wake()
+
     @property
     def is_closed(self) -> bool:
         """Whether the connection was closed."""
         return self._is_closed
 
-    def are_registered(self) -> bool:
-        """Whether every engine has reported to the controller."""
-        return set(self._engine_of.values()) <= set(self._client.ids)
+    def are_registered(self, ranks: Iterable[int] | None = None) -> bool:
+        """Whether the engines of these ranks (all by default) are known to the controller."""
+        wanted = {self._engine_of[rank] for rank in (self.ranks if ranks is None else ranks)}
+        return wanted <= set(self._client.ids)
+
+    def are_gone(self, ranks: Iterable[int]) -> bool:
+        """Whether the controller has forgotten the engines of these ranks."""
+        return not {self._engine_of[rank] for rank in ranks} & set(self._client.ids)
 
     def note_missing(self) -> None:
         """Count engines that are not registered now as lost: for a cluster that was running."""
         there = set(self._client.ids)
-        self._lost.update(rank for rank, engine in self._engine_of.items() if engine not in there)
+        for rank, engine in self._engine_of.items():
+            if engine not in there:
+                self._lost.setdefault(rank, "its engine ended before this kernel attached")
 
     def call(
         self,
@@ -143,20 +141,33 @@ class Engines:
         deadline = time.monotonic() + timeout_s
         results, failures = {}, []
         for rank, answer in pending.items():
-            if not answer.wait(max(0.0, deadline - time.monotonic())):
+            if not self._wait_answer(rank, answer, deadline):
                 msg = f"rank {rank} did not answer {function} in {timeout_s:.0f} s; see %dist_where"
                 raise DtkitError(msg)
             error = answer.exception()
             if error is None:
                 results[rank] = answer.get()
             else:
-                failures.append(_failure(rank, error))
+                failures.append(call_failure(rank, error))
         if failures:
             raise RankError(tuple(failures))
         return results
 
+    def _wait_answer(self, rank: int, answer: Any, deadline: float) -> bool:
+        """Wait for an answer, as long as its rank lives; return whether it came in time."""
+        while not answer.wait(min(_POLL_S, max(0.0, deadline - time.monotonic()))):
+            self._check_open()
+            self._check_alive((rank,))
+            if time.monotonic() >= deadline:
+                return False
+        return True
+
     def execute(
-        self, code: str, ranks: Sequence[int], on_message: Callable[[int, Message], None]
+        self,
+        code: str,
+        ranks: Sequence[int],
+        on_message: Callable[[int, Message], None],
+        wake: Callable[[], None] = lambda: None,
     ) -> Execution:
         """Send a cell to ranks and return at once.
 
@@ -165,14 +176,27 @@ class Engines:
             ranks: where.
             on_message: called with (rank, iopub message) for everything the cell
                 shows, in order per rank, on the client's own thread.
+            wake: called there when a rank fails, replies or is flushed.
         """
         self._check_open()
         self._check_alive(ranks)
-        client, futures = self._client, {}
+        client = self._client
+        futures: dict[int, Any] = {}
+        execution = Execution(tuple(ranks), futures, self._lost)
+        self._wake = wake
+
+        def take(rank: int, message: Message) -> None:
+            if message["header"]["msg_type"] == "dtkit_failed":
+                execution.failing.add(rank)
+                wake()
+            else:
+                on_message(rank, message)
+
         for rank in ranks:
 
             def listen(future: Any, rank: int = rank) -> None:
-                future.iopub_callbacks.append(lambda msg: on_message(rank, msg))
+                future.iopub_callbacks.append(lambda msg: take(rank, msg))
+                future.add_done_callback(lambda _future: wake())
 
             _, (ident,) = client._build_targets(self._engine_of[rank])[::-1]  # noqa: SLF001
             # Not view.execute: it lets one attach the listener only after the
@@ -186,7 +210,9 @@ class Engines:
                 ident=ident,
                 message_future_hook=listen,
             )
-        return Execution(tuple(ranks), futures)
+            # Only now: before it is sent there is no output to wait for.
+            futures[rank].output.add_done_callback(lambda _future: wake())
+        return execution
 
     def control(
         self,
@@ -217,7 +243,7 @@ class Engines:
         deadline = time.monotonic() + timeout_s
         answers = {}
         for rank, future in pending.items():
-            if _wait(future, deadline):
+            if self._wait_reply(rank, future, deadline):
                 answers[rank] = json.loads(future.result()["content"]["json"])
         return answers
 
@@ -234,58 +260,32 @@ class Engines:
             self._is_closed = True
             self._client.close()
 
+    def _wait_reply(self, rank: int, future: Any, deadline: float) -> bool:
+        """Wait for the answer to a control message, as long as its rank lives."""
+        event = threading.Event()
+        future.add_done_callback(lambda _f: event.set())
+        while not event.wait(min(_POLL_S, max(0.0, deadline - time.monotonic()))):
+            if rank in self._lost or time.monotonic() >= deadline:
+                return False
+        return True
+
     def _on_registration(self, event: Message) -> None:
         if event["event"] == "unregister":
             rank = self._rank_of.get(int(event["id"]))
-            if rank is not None:
-                self._lost.add(rank)
+            if rank is not None and rank not in self._lost:
+                self.note_death(rank, "its engine has left the cluster")
 
     def _check_open(self) -> None:
+        if self._broken:
+            raise ClusterDiedError(self._broken)
         if self._is_closed:
             msg = "the session was shut down; start a new one with %dist_init"
             raise ClosedError(msg)
 
     def _check_alive(self, ranks: Iterable[int]) -> None:
-        gone = sorted(self._lost.intersection(ranks))
+        gone = sorted(set(self._lost) & set(ranks))
         if gone:
-            msg = (
-                f"rank {', '.join(map(str, gone))} is gone: its engine ended. "
-                "Start again with %dist_shutdown and %dist_init"
-            )
+            words = "; ".join(f"rank {rank}: {self._lost[rank]}" for rank in gone)
+            names = ",".join(map(str, gone))
+            msg = f"{words}\n%dist_restart {names} puts a new engine in its place"
             raise EngineDiedError(msg)
-
-
-def _wait(future: Any, deadline: float) -> bool:
-    event = threading.Event()
-    future.add_done_callback(lambda _f: event.set())
-    return event.wait(max(0.0, deadline - time.monotonic()))
-
-
-def _reply(rank: int, result: Any) -> Reply:
-    # ExecuteReply on success, RemoteError (an exception that was not raised) otherwise.
-    if not isinstance(result, BaseException):
-        return Reply(rank, "ok")
-    name = getattr(result, "ename", type(result).__name__)
-    if name == "EngineError":
-        return Reply(rank, "died", name, str(getattr(result, "evalue", result)))
-    status = "aborted" if type(result).__name__ == "TaskAborted" else "error"
-    return Reply(
-        rank,
-        status,
-        name,
-        str(getattr(result, "evalue", result)),
-        str(getattr(result, "traceback", "")),
-    )
-
-
-def _failure(rank: int, error: BaseException) -> RankFailure:
-    inner = getattr(error, "elist", None)
-    if inner:  # CompositeError of one engine
-        _, ename, evalue, *_ = inner[0]
-        return RankFailure(rank, ename, str(evalue), str(error))
-    return RankFailure(
-        rank,
-        getattr(error, "ename", type(error).__name__),
-        str(getattr(error, "evalue", error)),
-        str(getattr(error, "traceback", "") or error),
-    )

@@ -9,11 +9,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dtkit.cluster.placement import Slot
+from dtkit.errors import InvalidInputError
 from dtkit.guard.processes import Identity, end, family
 from dtkit.guard.record import remove
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from dtkit.cluster.engines import Engines
@@ -33,8 +34,11 @@ class HostCluster:
     """
 
     engines: Engines
+    on_breakdown: Callable[[], None]
+    """Called, on a thread of its own, when the engines cannot be reached any more."""
 
     def __init__(self, record: SessionRecord) -> None:
+        self.on_breakdown = self.stop
         self.record = record
         record.write()
 
@@ -64,6 +68,18 @@ class HostCluster:
         if guardian is not None:
             end([guardian], grace_s=0.0)
         remove(self.dir)
+
+    def replace(self, ranks: Sequence[int]) -> None:
+        """End the engines of these ranks, and start new ones under the same ids.
+
+        Raises:
+            InvalidInputError: another kernel started them, with an environment of its own.
+        """
+        msg = (
+            f"rank {', '.join(map(str, ranks))}: the engines were started by an earlier kernel, "
+            "and only that one can start more; %dist_shutdown, then %dist_init"
+        )
+        raise InvalidInputError(msg)
 
     def leave(self) -> None:
         """Disconnect; the session lives on for its lease."""

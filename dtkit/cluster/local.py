@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import ipyparallel as ipp
-from ipyparallel.cluster.launcher import LocalEngineLauncher, LocalEngineSetLauncher
+import psutil
 from IPython.core.profiledir import ProfileDir
 
+from dtkit.cluster.deaths import end_session, exit_text, last_words, num_oom_kills
 from dtkit.cluster.engines import Engines
 from dtkit.cluster.host import HostCluster
+from dtkit.cluster.launchers import Controller, EngineSet, Launched
 from dtkit.errors import StartError
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["LocalCluster"]
 
 START_TIMEOUT_S = 120.0
+_CRASH_LINES = 200
+_POLL_S = 0.02
 
 _CONTROLLER_ARGS = [
     # Engines are registered only after two heartbeats: 3 s each by default.
@@ -32,35 +35,6 @@ _CONTROLLER_ARGS = [
     # 30 s without a beat, as by default (10 beats of 3 s).
     "--HeartMonitor.max_heartmonitor_misses=300",
 ]
-
-
-class _Engine(LocalEngineLauncher):  # type: ignore[misc]  # ipyparallel is untyped
-    """Start one engine under its slot's id, seeing only its slot's GPU."""
-
-    def find_args(self) -> list[str]:
-        args: list[str] = super().find_args()
-        return [*args, f"--IPEngine.id={self.identifier}"]
-
-    def get_env(self) -> dict[str, str]:
-        env: dict[str, str] = super().get_env()
-        return {**env, **self.parent.slot_env[int(self.identifier)]}
-
-
-class _EngineSet(LocalEngineSetLauncher):  # type: ignore[misc]  # ipyparallel is untyped
-    """Start all engines at once, each with an environment of its own."""
-
-    launcher_class = _Engine
-    delay = 0.0
-    slot_env: tuple[dict[str, str], ...] = ()
-
-    def __init__(self, **kwargs: Any) -> None:  # Any: traitlets arguments pass through
-        super().__init__(**kwargs)
-        self.engine_cmd = [sys.executable, "-m", "dtkit.cluster._engine_main"]
-        self.slot_env = self.parent.slot_env
-
-
-class _Cluster(ipp.Cluster):  # type: ignore[misc]  # ipyparallel is untyped
-    slot_env: tuple[dict[str, str], ...] = ()
 
 
 class LocalCluster(HostCluster):
@@ -85,13 +59,14 @@ class LocalCluster(HostCluster):
         super().__init__(record)
         self.post_guardian()
         ProfileDir.create_profile_dir(str(self.dir))
-        self._cluster = _Cluster(
+        self._cluster = Launched(
             n=len(self.slots),
             profile_dir=str(self.dir),
             cluster_id="",
             delay=0.0,
             controller_args=list(_CONTROLLER_ARGS),
-            engine_launcher_class=_EngineSet,
+            engine_launcher_class=EngineSet,
+            controller_launcher_class=Controller,
             # Engines wait for the controller's file themselves, so that torch is
             # being imported while the controller starts.
             send_engines_connection_env=False,
@@ -103,6 +78,10 @@ class LocalCluster(HostCluster):
         self._cluster.slot_env = tuple(
             {**_slot_env(slot, preload), "DTKIT_SESSION_DIR": str(self.dir)} for slot in self.slots
         )
+        self._cluster.on_engine_exit = self._on_engine_exit
+        self._cluster.on_controller_exit = self._on_controller_exit
+        self._is_stopping = False
+        self._num_oom_kills = num_oom_kills()
         try:
             self.engines = self._start(on_stage)
         except BaseException:
@@ -111,8 +90,52 @@ class LocalCluster(HostCluster):
 
     def stop(self, *, is_hurried: bool = False) -> None:
         """End every process of the session, those not yet written down as well."""
+        self._is_stopping = True
         self._remember_processes()
         super().stop(is_hurried=is_hurried)
+
+    def replace(self, ranks: Sequence[int]) -> None:
+        """End the engines of these ranks if they live, and start new ones under the same ids.
+
+        Raises:
+            StartError: a new engine ended or did not come up in time.
+        """
+        engine_set = self._cluster.engine_set
+        engine_of = {slot.rank: slot.engine for slot in self.slots if slot.rank in ranks}
+        for engine in engine_of.values():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                engine_set.launchers[str(engine)].process.kill()
+        deadline = time.monotonic() + START_TIMEOUT_S
+        # A new engine gets the id only when the controller has forgotten the old one.
+        while not self.engines.are_gone(ranks):
+            self._check_alive(deadline, ())
+            time.sleep(_POLL_S)
+        for engine in engine_of.values():
+            engine_set.start_again(engine)
+        while not self.engines.are_registered(ranks):
+            self._check_alive(deadline, tuple(engine_of.values()))
+            time.sleep(_POLL_S)
+        self._remember_processes()
+        self.engines.note_return(ranks)
+
+    def _on_engine_exit(self, engine: int, code: int) -> None:
+        if self._is_stopping or not hasattr(self, "engines"):
+            return
+        how = exit_text(code, (self._num_oom_kills, num_oom_kills()))
+        rank = next(slot.rank for slot in self.slots if slot.engine == engine)
+        log = last_words(self.log_tail(engine, _CRASH_LINES))
+        words = f". Last lines of its log:\n{log}" if log else ""
+        self.engines.note_death(rank, f"its engine {how}{words}")
+        end_session(self._cluster.engine_set.launchers[str(engine)].pid)
+
+    def _on_controller_exit(self, code: int) -> None:
+        if self._is_stopping or not hasattr(self, "engines"):
+            return
+        self.engines.note_breakdown(
+            f"the cluster's controller {exit_text(code)}; no engine can be reached without it, so "
+            "all were ended and what lived on them is gone. %dist_init starts anew"
+        )
+        self.on_breakdown()
 
     def _start(self, on_stage: Callable[[str], None]) -> Engines:
         on_stage(f"starting controller and {len(self.slots)} engines")
@@ -127,13 +150,13 @@ class LocalCluster(HostCluster):
         on_stage("waiting for engines to register")
         deadline = time.monotonic() + START_TIMEOUT_S
         while not engines.are_registered():
-            self._check_alive(deadline)
-            time.sleep(0.02)
+            self._check_alive(deadline, [slot.engine for slot in self.slots])
+            time.sleep(_POLL_S)
         self._remember_processes()
         return engines
 
-    def _check_alive(self, deadline: float) -> None:
-        gone = [slot.engine for slot in self.slots if not self._is_running(slot.engine)]
+    def _check_alive(self, deadline: float, starting: Sequence[int]) -> None:
+        gone = [engine for engine in starting if not self._is_running(engine)]
         if not gone and time.monotonic() < deadline:
             return
         what = f"engine {gone[0]} ended" if gone else f"no answer in {START_TIMEOUT_S:.0f} s"

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import sys
 import termios
 import time
+from functools import wraps
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dtkit.engine import memory
+from dtkit.engine.interrupts import protect
 from dtkit.engine.shell import current_shell
 
 if TYPE_CHECKING:
@@ -47,10 +50,13 @@ class Agent:
         self.kernel = kernel
         self.group: Group | None = None
         self.group_store: Any = None
+        self.detached: list[Any] = []
+        """DDP models of the last group, which the next one takes in."""
         self.run: Run | None = None
         self._parent: dict[str, Any] = {}
         self.has_run_cells = False
         self._num_cells = 0
+        self._is_leaving = False
         self._cell_begun_s = 0.0
         self._handlers: dict[str, Callable[[Request], Request]] = {"cut": self._cut}
 
@@ -68,19 +74,27 @@ class Agent:
         """How long the cell has been running that was begun last."""
         return time.monotonic() - self._cell_begun_s
 
+    @property
+    def is_in_user_code(self) -> bool:
+        """Whether a cell's own code is running, and not what comes after it."""
+        return self._num_cells > 0 and not self._is_leaving
+
     def note_parent(self) -> None:
         """Remember the request that is running: events are sent as its output."""
         self._parent = self.kernel.get_parent("shell")
 
     def send(self, lines: list[bytes]) -> None:
         """Send encoded events to the driver, from any thread."""
+        self._send("dtkit_events", b"\n".join(lines))
+
+    def _send(self, kind: str, *buffers: bytes) -> None:
         self.kernel.session.send(
             self.kernel.iopub_socket,
-            "dtkit_events",
+            kind,
             content={},
             parent=self._parent,
             ident=b"dtkit.events",
-            buffers=[b"\n".join(lines)],
+            buffers=list(buffers),
         )
 
     def before_cell(self, _info: Any) -> None:
@@ -88,17 +102,45 @@ class Agent:
         self.has_run_cells = True
         if not self._num_cells:
             self._cell_begun_s = time.monotonic()
+            self._is_leaving = False
+            self.note_parent()
         self._num_cells += 1
 
     def after_cell(self, _result: Any) -> None:
         """Count the cell out, once all that it wrote is on its way; IPython calls this."""
+        self._is_leaving = self._num_cells == 1
         self._num_cells -= 1
         drain_descriptors()
 
-    def _cut(self, _request: Request) -> Request:
-        from dtkit.engine.group import release  # loads torch; the agent itself does not need it
+    def tell_failure(self, show: Callable[..., Any]) -> Callable[..., Any]:
+        """Return IPython's `showtraceback` made to tell the driver first that the cell has failed.
 
-        return {"num_cut": release(self.group) if self.group else 0}
+        Formatting a traceback takes a tenth of a second and more; other ranks may
+        be waiting for this one meanwhile.
+        """
+
+        @wraps(show)
+        def showtraceback(*args: Any, **kwargs: Any) -> Any:
+            if self._num_cells == 1:  # not a cell within the cell, as under %%capture
+                self._is_leaving = True
+                self._send("dtkit_failed")
+            return show(*args, **kwargs)
+
+        return showtraceback
+
+    def _cut(self, request: Request) -> Request:
+        from dtkit.engine.group import release  # loads torch; the agent itself does not need it
+        from dtkit.engine.where import look
+
+        try:
+            place = look(self).to_dict()
+        except Exception:  # to be freed matters more than to be described
+            logging.getLogger("dtkit").exception("where this rank is cannot be told")
+            place = {}
+        is_due = place.get("state") == "collective" or not request.get("only_waiting", False)
+        if is_due and self.group is not None:
+            release(self.group, is_hard=request.get("is_hard", False))
+        return {"is_cut": is_due, "place": place}
 
     def _on_request(self, stream: Any, ident: Any, parent: Any) -> None:
         request = json.loads(parent["content"]["json"])
@@ -128,6 +170,8 @@ def install() -> None:
         kernel.shell.events.register("pre_run_cell", installed.before_cell)
         kernel.shell.events.register("post_run_cell", installed.after_cell)
         memory.install(installed)
+        protect(kernel, lambda: installed.is_in_user_code)
+        kernel.shell.showtraceback = installed.tell_failure(kernel.shell.showtraceback)
 
 
 def agent() -> Agent:

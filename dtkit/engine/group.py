@@ -7,7 +7,7 @@ import gc
 import os
 import platform
 import socket
-import sys
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -16,17 +16,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from dtkit.engine import status, where
+from dtkit.engine import replicas, status, where
 from dtkit.engine.agent import agent, install
+from dtkit.engine.links import Links
 from dtkit.engine.shell import current_shell
 from dtkit.horovod import alias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from dtkit.engine.agent import Agent
 
-__all__ = ["Group", "generation_of", "join", "leave", "more_links", "open_store", "release"]
+__all__ = ["Group", "generation_of", "join", "leave", "open_store", "release"]
 
 COLLECTIVE_TIMEOUT_S = 24 * 3600
 """Ranks are freed by `release`, not by a time-out: a step may rightly take hours."""
@@ -44,10 +45,11 @@ class Group:
     backend: str
     generation: int
     store: dist.TCPStore
-    sockets: list[socket.socket] = field(default_factory=list)
-    """Duplicates of gloo's connected sockets, made while they were known to be gloo's."""
+    links: Links
     on_release: list[Callable[[], None]] = field(default_factory=list)
     """Called by `release`: whoever lets this rank wait for others outside of collectives."""
+    patches: ExitStack = field(default_factory=ExitStack)
+    """What is in place in torch while the group exists."""
 
 
 def open_store(world_size: int) -> int:
@@ -92,21 +94,25 @@ def join(spec: dict[str, Any]) -> dict[str, Any]:
     # It wraps the group in one that compares what the ranks are about to do.
     is_debug = bool(spec.get("is_debug"))
     dist.set_debug_level(dist.DebugLevel.DETAIL if is_debug else dist.DebugLevel.OFF)
-    before = _sockets()
-    dist.init_process_group(
-        _backends(spec["backend"]),
-        store=store,
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S),
-        device_id=device if spec["backend"] == "nccl" else None,
-    )
-    # The first collective opens the connections, so that they can be told apart.
-    dist.all_reduce(torch.zeros(1, device=device))
+    links = Links(int(spec["port"]))
+    with links.recording():
+        dist.init_process_group(
+            _backends(spec["backend"]),
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S),
+            device_id=device if spec["backend"] == "nccl" else None,
+        )
+        # The first collective opens connections that were not needed to be a group.
+        dist.all_reduce(torch.zeros(1, device=device))
     owner.group = Group(
         rank, int(spec["local_rank"]), world_size, device, spec["backend"],
-        int(spec["generation"]), store, _duplicates(before, int(spec["port"])),
+        int(spec["generation"]), store, links,
     )  # fmt: skip
+    owner.group.patches.enter_context(links.recording_groups())
+    replicas.attach(owner.detached)
+    owner.detached = []
     _name_everything(owner.group)
     status.install(owner)
     where.install(owner)
@@ -126,8 +132,9 @@ def leave() -> None:
     group, owner.group = owner.group, None
     if group is None:
         return
-    for duplicate in group.sockets:
-        duplicate.close()
+    group.patches.close()
+    group.links.close()
+    owner.detached += replicas.detach()
     default = dist.group.WORLD
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -138,65 +145,22 @@ def leave() -> None:
     owner.group_store = None
 
 
-def release(group: Group) -> int:
+def release(group: Group, *, is_hard: bool = False) -> int:
     """Make every collective that this rank waits in fail now; return how many links were cut.
 
-    The group is of no use afterwards: `leave` and `join` again. Only the reading
-    side is shut: shutting both leaves a parked send stuck in 6–12 % of cases
-    (measured; gloo's failure path wakes receives, not every send).
+    The group is of no use afterwards: `leave` and `join` again.
     """
     if group.backend == "nccl":
         dist.distributed_c10d._abort_process_group()  # noqa: SLF001  no public abort
-    for duplicate in group.sockets:
-        with contextlib.suppress(OSError):  # already closed by its peer
-            duplicate.shutdown(socket.SHUT_RD)
+    num_cut = group.links.cut(is_hard=is_hard)
     for free in group.on_release:
         free()
-    return len(group.sockets)
-
-
-@contextlib.contextmanager
-def more_links(group: Group) -> Iterator[None]:
-    """Let `release` also cut the connections of groups that are made within the context."""
-    before = _sockets()
-    yield
-    group.sockets += _duplicates(before, int(group.store.port))
+    return num_cut
 
 
 def _backends(backend: str) -> str:
     # Objects and CPU tensors travel over gloo beside NCCL.
     return "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo"
-
-
-def _sockets() -> dict[int, str]:
-    """Return this process's socket descriptors with the identity of each."""
-    found = {}
-    for path in Path("/proc/self/fd").iterdir() if sys.platform == "linux" else ():
-        with contextlib.suppress(OSError):  # the listing's own descriptor is gone by now
-            target = str(path.readlink())
-            if target.startswith("socket:"):
-                found[int(path.name)] = target
-    return found
-
-
-def _duplicates(before: dict[int, str], store_port: int) -> list[socket.socket]:
-    """Duplicate the connected sockets that appeared since `before`, the store's left out."""
-    known = set(before.values())
-    duplicates = []
-    for descriptor, identity in _sockets().items():
-        if identity in known:
-            continue
-        duplicate = socket.socket(fileno=os.dup(descriptor))
-        try:
-            ports = {duplicate.getpeername()[1], duplicate.getsockname()[1]}
-        except (OSError, IndexError):
-            # Listening (shutting it down aborts the process) or not a TCP socket.
-            ports = {store_port}
-        if store_port in ports:
-            duplicate.close()
-        else:
-            duplicates.append(duplicate)
-    return duplicates
 
 
 def _name_everything(group: Group) -> None:

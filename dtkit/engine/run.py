@@ -169,7 +169,6 @@ class ActiveRun:
         self._depth += 1
         if self._depth > 1:
             return
-        self._agent.note_parent()
         if self.autopilot:
             self.autopilot.prepare(getattr(info, "raw_cell", ""), current_shell().user_ns)
         for part in self._parts:

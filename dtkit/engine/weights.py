@@ -29,8 +29,8 @@ def are_alike(tensors: Sequence[torch.Tensor], group: dist.ProcessGroup) -> bool
 
 
 @torch.no_grad()
-def broadcast(tensors: Sequence[torch.Tensor], group: dist.ProcessGroup) -> None:
-    """Overwrite the tensors with those of the group's first rank."""
+def broadcast(tensors: Sequence[torch.Tensor], group: dist.ProcessGroup, source: int = 0) -> None:
+    """Overwrite the tensors with those of one rank of the group, by default the first."""
     pending = []
     for tensor in tensors:
         if _has_data(tensor):
@@ -38,7 +38,7 @@ def broadcast(tensors: Sequence[torch.Tensor], group: dist.ProcessGroup) -> None
             whole = tensor.data.contiguous()
             # As bytes, since gloo does not know every dtype.
             flat = whole.reshape(-1).view(torch.uint8)
-            work = dist.broadcast(flat, group=group, group_src=0, async_op=True)
+            work = dist.broadcast(flat, group=group, group_src=source, async_op=True)
             pending.append((work, tensor.data, whole))
     for work, target, whole in pending:
         work.wait()
@@ -46,13 +46,13 @@ def broadcast(tensors: Sequence[torch.Tensor], group: dist.ProcessGroup) -> None
             target.copy_(whole)
 
 
-def equalize(tensors: Sequence[torch.Tensor], group: dist.ProcessGroup) -> None:
+def equalize(tensors: Sequence[torch.Tensor], group: dist.ProcessGroup, source: int = 0) -> None:
     """Make the tensors equal on all ranks, sending only those that differ."""
     mine = torch.tensor(checksums(tensors), dtype=torch.int64)
     bounds = torch.stack([mine, -mine])
     dist.all_reduce(bounds, op=dist.ReduceOp.MAX, group=group)
     differs = (bounds[0] != -bounds[1]).tolist()
-    broadcast([t for t, is_other in zip(tensors, differs, strict=True) if is_other], group)
+    broadcast([t for t, is_other in zip(tensors, differs, strict=True) if is_other], group, source)
 
 
 def checksums(tensors: Sequence[torch.Tensor]) -> list[int]:

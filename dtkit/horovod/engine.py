@@ -45,9 +45,7 @@ def recording_links() -> AbstractContextManager[None]:
     owner = _agent()
     if owner is None or owner.group is None:
         return nullcontext()
-    from dtkit.engine.group import more_links
-
-    return more_links(owner.group)
+    return owner.group.links.recording()
 
 
 def on_release(free: Callable[[], None]) -> None:

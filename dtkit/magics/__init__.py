@@ -9,6 +9,7 @@ from dtkit.magics.awaiting import AWAIT_NAME, rewrite
 from dtkit.magics.carrying import DistObjectMagics
 from dtkit.magics.looking import DistLookMagics
 from dtkit.magics.opening import DistMagics
+from dtkit.magics.repairing import DistRepairMagics
 from dtkit.magics.running import DistCellMagics
 from dtkit.session_core import Registry
 
@@ -17,7 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["MAGICS", "load", "unload"]
 
-MAGICS = (DistMagics, DistCellMagics, DistObjectMagics, DistLookMagics, DistOrphanMagics)
+MAGICS = (
+    DistMagics,
+    DistCellMagics,
+    DistObjectMagics,
+    DistLookMagics,
+    DistOrphanMagics,
+    DistRepairMagics,
+)
 
 
 def load(shell: InteractiveShell) -> None:

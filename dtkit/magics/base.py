@@ -9,7 +9,7 @@ from IPython.core.magic import Magics
 from IPython.display import display
 
 from dtkit.errors import InvalidInputError
-from dtkit.session import Session, current_session
+from dtkit.session import Session, current_session, obituary
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -39,7 +39,7 @@ class DtkitMagics(Magics):
         """
         session = current_session()
         if session is None:
-            msg = "no engines are running: start them with %dist_init"
+            msg = obituary() or "no engines are running: start them with %dist_init"
             raise InvalidInputError(msg)
         return session
 

@@ -23,6 +23,10 @@ __all__ = ["STOP", "TRAIN", "options_of", "parse_train", "recipe_of", "split_dis
 def _train() -> Parser:
     parser = Parser("%%dist_train", "Train the cell on every rank, with a live dashboard.")
     parser.add_argument(
+        "--auto-restart", action="store_true",
+        help="when a rank's engine ends, put a new one with a healthy rank's state in its place",
+    )  # fmt: skip
+    parser.add_argument(
         "--batch", default="rank", choices=("rank", "global"),
         help="what a written batch size means: of each rank (default), or of all together",
     )  # fmt: skip
@@ -98,6 +102,9 @@ def _add_checkpoints(group: argparse._ArgumentGroup) -> None:
 
 TRAIN = _train()
 STOP = Parser("%dist_stop", "Stop the run that is going on, at the next step boundary.")
+STOP.add_argument(
+    "--now", action="store_true", help="do not wait for the step's end; the ranks keep their state"
+)
 
 
 def parse_train(line: str, *, is_cell: bool) -> argparse.Namespace:

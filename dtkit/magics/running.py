@@ -64,9 +64,9 @@ class DistCellMagics(DtkitMagics):
     @usage_errors
     def dist_stop(self, line: str) -> None:
         """Stop the run that is going on, at the next step boundary."""
-        STOP.parse(line)
-        self.session.stop()
-        say("stopping after the step")
+        args = STOP.parse(line)
+        self.session.stop(now=args.now)
+        say("stopping now" if args.now else "stopping after the step")
 
     def _training(
         self, line: str, cell: str | None, *, can_click: bool = True

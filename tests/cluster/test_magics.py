@@ -173,7 +173,9 @@ dist.all_reduce(torch.ones(1))
 """
     text = notebook.run(cell, fails=True)
     assert "ValueError: boom" in text
-    assert "rank 0 was waiting for it and was released; group rebuilt, state kept" in text
+    assert (
+        "rank 0 was in all_reduce (cell line 5) and was released; group rebuilt; state kept" in text
+    )
     assert notebook.run("%dist kept") == "rank 0: 1\nrank 1: 2\n"
     summed = notebook.run("%%dist\nt = torch.ones(1)\ndist.all_reduce(t)\nt.item()")
     assert summed == "all ranks: 2.0\n"
@@ -263,6 +265,52 @@ def test_interrupt_twice_frees_a_collective(notebook: Notebook) -> None:
         notebook.run("%%dist\nt = torch.ones(1)\ndist.all_reduce(t)\nt.item()")
         == "all ranks: 2.0\n"
     )
+
+
+def test_an_engine_that_answers_nothing_is_replaced_at_the_third_press(
+    notebook: Notebook, owned_pids: set[int]
+) -> None:
+    session = current_session()
+    assert session is not None
+    notebook.run("%%dist\nkept = 8")
+    presser = press_interrupt_when_busy(session, times=5)
+    cell = """%%dist
+import time
+while rank == 1:
+    try:
+        time.sleep(9)
+    except KeyboardInterrupt:
+        pass
+dist.barrier()
+"""
+    text = notebook.run(cell, fails=True)
+    presser.join()
+    owned_pids |= set(session.pids())
+    assert "Interrupted: " in text
+    assert "rank 1: new engine, no names yet" in text
+    assert notebook.run("%dist -r 0 kept") == "rank 0: 8\n"
+    assert notebook.run("%dist rank") == "rank 0: 0\nrank 1: 1\n"
+    assert "no name" not in notebook.run("%dist_restart 1 --refill")
+    owned_pids |= set(session.pids())
+    assert notebook.run("%dist kept") == "all ranks: 8\n"
+
+
+def test_the_group_can_be_rebuilt_by_hand(notebook: Notebook) -> None:
+    notebook.run("%%dist\nkept = 9")
+    assert "group rebuilt; state kept" in notebook.run("%dist_reset")
+    assert notebook.run("%dist kept") == "all ranks: 9\n"
+    text = notebook.run("%dist_restart", fails=True)
+    assert "every engine lives; name the rank to replace" in text
+
+
+def test_stop_now_ends_a_run_that_is_stuck(notebook: Notebook) -> None:
+    notebook.run("%%dist_train --background\nimport torch\ndist.recv(torch.ones(1), src=1 - rank)")
+    run = dtkit.last_run
+    assert run is not None
+    assert "stopping now" in notebook.run("%dist_stop --now")
+    run.wait(timeout_s=20)
+    assert run.state == "stopped"
+    assert notebook.run("%dist rank") == "rank 0: 0\nrank 1: 1\n"
 
 
 def test_ranks_are_let_go_when_nobody_drives_a_cell_on(notebook: Notebook) -> None:

@@ -62,6 +62,8 @@ SESSION = (
     "dtkit.stall",
     "dtkit.supervisor",
     "dtkit.timeline",
+    "dtkit.failures",
+    "dtkit.repair",
     "dtkit.celloutput",
     "dtkit.procgroup",
     "dtkit.transfer",

@@ -1,0 +1,79 @@
+"""ipyparallel's launchers, adapted: each engine its own device, and its end noticed."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import ipyparallel as ipp
+from ipyparallel.cluster.launcher import (
+    LocalControllerLauncher,
+    LocalEngineLauncher,
+    LocalEngineSetLauncher,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Controller", "EngineSet", "Launched"]
+
+
+class _Engine(LocalEngineLauncher):  # type: ignore[misc]  # ipyparallel is untyped
+    """Start one engine under its slot's id, seeing only its slot's GPU."""
+
+    def find_args(self) -> list[str]:
+        args: list[str] = super().find_args()
+        return [*args, f"--IPEngine.id={self.identifier}"]
+
+    def get_env(self) -> dict[str, str]:
+        env: dict[str, str] = super().get_env()
+        return {**env, **self.parent.slot_env[int(self.identifier)]}
+
+    def _wait(self) -> None:
+        # A thread of its own, and the only one that learns the exit code.
+        self.parent.on_exit(int(self.identifier), self._popen_process.wait())
+
+
+class EngineSet(LocalEngineSetLauncher):  # type: ignore[misc]  # ipyparallel is untyped
+    """Start all engines at once, each with an environment of its own."""
+
+    launcher_class = _Engine
+    delay = 0.0
+    slot_env: tuple[dict[str, str], ...] = ()
+
+    def __init__(self, **kwargs: Any) -> None:  # Any: traitlets arguments pass through
+        super().__init__(**kwargs)
+        self.engine_cmd = [sys.executable, "-m", "dtkit.cluster._engine_main"]
+        self.slot_env = self.parent.slot_env
+        self.on_exit = self.parent.on_engine_exit
+
+    def start_again(self, engine: int) -> None:
+        """Start one more engine under the id of one that has ended."""
+        launcher = self.launcher_class(
+            work_dir=self.work_dir,
+            parent=self,
+            log=self.log,
+            profile_dir=self.profile_dir,
+            cluster_id=self.cluster_id,
+            identifier=str(engine),
+            output_file=self.launchers[str(engine)].output_file,
+        )
+        launcher.engine_cmd = list(self.engine_cmd)
+        launcher.engine_args = list(self.engine_args)
+        self.launchers[str(engine)] = launcher
+        launcher.start()
+
+
+class Controller(LocalControllerLauncher):  # type: ignore[misc]  # ipyparallel is untyped
+    """Start the controller, and notice its end."""
+
+    def _wait(self) -> None:
+        self.parent.on_controller_exit(self._popen_process.wait())
+
+
+class Launched(ipp.Cluster):  # type: ignore[misc]  # ipyparallel is untyped
+    """ipyparallel's cluster, with what its launchers are to know of ours."""
+
+    slot_env: tuple[dict[str, str], ...] = ()
+    on_engine_exit: Callable[[int, int], None]
+    on_controller_exit: Callable[[int], None]

@@ -1,0 +1,71 @@
+"""DistributedDataParallel models of the user's, taken from one group into the next.
+
+Such a model holds the group. Left alone it is of no use once the group is
+rebuilt, and worse: dropped after its group was destroyed it deadlocks in its
+destructor.
+"""
+
+from __future__ import annotations
+
+import gc
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from dtkit.engine.shell import current_shell
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["attach", "detach", "names_of_replicas"]
+
+_HELD = ("process_group", "reducer", "logger")
+
+
+def detach() -> list[DistributedDataParallel]:
+    """Take every DDP model of this process out of its group; return those of the whole group.
+
+    To be called while the group exists.
+    """
+    whole = []
+    for model in [o for o in gc.get_objects() if _is_ddp(o)]:
+        held = vars(model)
+        if held.get("process_group") is dist.group.WORLD:
+            whole.append(model)
+        for name in _HELD:
+            held.pop(name, None)
+    # The reducers end here, while their group is there.
+    gc.collect()
+    return whole
+
+
+def attach(models: Iterable[DistributedDataParallel]) -> None:
+    """Let DDP models work in the present group; sends nothing."""
+    for model in models:
+        state: dict[str, Any] = vars(model).copy()  # Any: a module's attributes
+        model.__setstate__(state)
+
+
+def names_of_replicas() -> list[str]:
+    """Return the names of what belongs to DDP models: their modules and optimizers."""
+    names = current_shell().user_ns
+    models = [value for value in names.values() if _is_ddp(value)]
+    theirs = {id(p) for model in models for p in model.parameters()}
+    found = []
+    for name, value in list(names.items()):
+        if isinstance(value, torch.nn.Module):
+            mine = {id(p) for p in value.parameters()}
+        elif isinstance(value, torch.optim.Optimizer):
+            mine = {id(p) for group in value.param_groups for p in group["params"]}
+        else:
+            continue
+        if mine and mine <= theirs and not name.startswith("_"):
+            found.append(name)
+    return found
+
+
+def _is_ddp(value: object) -> bool:
+    """Whether it is a DDP model; asks its type alone, since proxies answer for another."""
+    return issubclass(type(value), DistributedDataParallel)

@@ -1,0 +1,25 @@
+"""A short campaign of random faults, in CI; `make campaign N=200` is the long one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NUM_FAULTS = 12
+
+
+@pytest.mark.timeout(300)
+def test_a_short_campaign_is_survived() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools/campaign", "--num", str(NUM_FAULTS), "--seed", "7"],
+        capture_output=True, text=True, check=False, cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{NUM_FAULTS} faults on 3 ranks" in done.stdout
+    assert "0 hung, 0 orphans" in done.stdout

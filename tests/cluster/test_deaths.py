@@ -1,0 +1,95 @@
+"""An engine dies, the controller dies: it is said how, the rest goes on, nothing waits for ever."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+from test_faults import SETUP
+
+from dtkit.errors import ClusterDiedError, EngineDiedError, RankError
+from dtkit.options import RunOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import dtkit
+
+DIES = "import os, signal, ctypes, time\nif rank == 1: {}\ndist.all_reduce(torch.ones(1))"
+WAYS = {
+    "os.kill(os.getpid(), signal.SIGKILL)": "was killed by SIGKILL",
+    "ctypes.string_at(0)": "was killed by SIGSEGV",
+    "os._exit(3)": "ended with exit code 3",
+}
+
+
+@pytest.fixture(scope="module")
+def session3(start_session: object) -> dtkit.Session:
+    """Three ranks that train a DistributedDataParallel model."""
+    session: dtkit.Session = start_session(3)  # type: ignore[operator]
+    session.execute(SETUP)
+    return session
+
+
+def exhaust(steps: Iterator[None]) -> None:
+    for _ in steps:
+        threading.Event().wait(0.01)
+
+
+def own(session: dtkit.Session, owned_pids: set[int]) -> None:
+    """Count the new engines' processes as the session's."""
+    owned_pids.update(session.pids())
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("how", WAYS)
+def test_a_dead_rank_is_named_and_comes_back_with_its_state(
+    session3: dtkit.Session, owned_pids: set[int], how: str
+) -> None:
+    before = session3.execute("train()").results
+    with pytest.raises(RankError) as caught:
+        session3.execute(DIES.format(how))
+    (cause,) = caught.value.causes
+    assert (cause.rank, cause.ename) == (1, "EngineDied")
+    assert WAYS[how] in cause.evalue
+    if "SIGSEGV" in WAYS[how]:
+        assert "Segmentation fault" in cause.evalue
+    assert "%dist_restart 1" in caught.value.epilogue
+    assert session3.execute("kept", ranks=[0, 2]).results == {0: "10", 2: "12"}
+    with pytest.raises(EngineDiedError, match="%dist_restart 1"):
+        session3.execute("rank")
+    said = session3.restart(refill=True)
+    own(session3, owned_pids)
+    assert "state of rank 0" in said
+    assert "optimizer" in said
+    assert session3.execute("rank, kept").results[1] == "(1, 10)"
+    after = session3.execute("train()").results
+    assert len(set(after.values())) == 1
+    assert set(after.values()) != set(before.values())
+
+
+@pytest.mark.timeout(180)
+def test_a_run_can_restart_by_itself(session3: dtkit.Session, owned_pids: set[int]) -> None:
+    cell = DIES.format("os._exit(1)")
+    with pytest.raises(RankError, match="rank 1: new engine with the"):
+        session3.train(cell, options=RunOptions(auto_restart=True))
+    own(session3, owned_pids)
+    assert len(set(session3.execute("train()").results.values())) == 1
+
+
+@pytest.mark.timeout(180)
+def test_the_controller_dies_while_a_cell_runs(session3: dtkit.Session) -> None:
+    pids = [p for p in map(psutil.Process, session3.pids()) if p.is_running()]
+    _, _, steps = session3.running("dist.recv(torch.ones(1), src=(rank + 1) % 3)")
+    next(steps)
+    os.kill(session3._cluster._cluster.controller.pid, signal.SIGKILL)
+    with pytest.raises(ClusterDiedError, match="controller was killed by SIGKILL"):
+        exhaust(steps)
+    _, left = psutil.wait_procs(pids, timeout=10)
+    assert left == []
+    with pytest.raises(ClusterDiedError, match="%dist_init starts anew"):
+        session3.execute("rank")

@@ -1,0 +1,177 @@
+"""One rank fails: the others are freed wherever they wait, and the next cell finds everything."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dtkit.errors import RankError
+
+if TYPE_CHECKING:
+    import dtkit
+
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+SETUP = """
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+class Fails(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+    @staticmethod
+    def backward(ctx, grad):
+        raise ValueError('in backward')
+
+kept = rank + 10
+net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+model = DistributedDataParallel(net)
+optimizer = torch.optim.Adam(model.parameters())
+x = torch.ones(2, 4)
+model(x).sum().backward()
+optimizer.step()
+def train():
+    assert rank == dist.get_rank()
+    optimizer.zero_grad()
+    model(x).sum().backward()
+    optimizer.step()
+    return round(float(sum(p.double().sum() for p in net.parameters())), 9)
+"""
+GO_ON = "train()"
+
+FORWARD = """\
+dist.barrier()
+if rank == 1:
+    raise ValueError('boom')
+dist.all_reduce(torch.ones(1))
+"""
+IN_BACKWARD = """\
+dist.barrier()
+y = model[0](x) if False else model.module[0](x)
+if rank == 1:
+    y = Fails.apply(y)
+loss = model(x) if rank != 1 else model(Fails.apply(x.clone().requires_grad_()))
+(loss.sum() + y.sum()).backward()
+"""
+SUBGROUP = """\
+group = dist.new_group([0, 1])
+dist.barrier()
+if rank == 1:
+    raise ValueError('boom')
+if rank == 0:
+    dist.all_reduce(torch.ones(1), group=group)
+"""
+MAKING_A_GROUP = """\
+dist.barrier()
+if rank == 1:
+    raise ValueError('boom')
+group = dist.new_group([0, 1])
+"""
+WORKERS = """\
+loader = DataLoader(list(range(64)), batch_size=2, num_workers=2)
+for i, batch in enumerate(loader):
+    if rank == 1 and i == 3:
+        raise ValueError('boom')
+    dist.all_reduce(batch.float())
+"""
+SENDING = """\
+dist.barrier()
+if rank == 1:
+    raise ValueError('boom')
+dist.send(torch.ones(2_000_000), dst=1)
+"""
+CASES = {
+    "forward": (FORWARD, "in all_reduce (cell line 4)"),
+    "backward": (IN_BACKWARD, "(cell line 6)"),
+    "subgroup": (SUBGROUP, "in all_reduce"),
+    "new-group": (MAKING_A_GROUP, "in new_group"),
+    "sending": (SENDING, "in send (cell line 4)"),
+    "workers": (WORKERS, "in all_reduce (cell line 5)"),
+}
+
+
+def fail(session: dtkit.Session, cell: str) -> RankError:
+    with pytest.raises(RankError) as caught:
+        session.execute(cell)
+    return caught.value
+
+
+def assert_all_is_well(session: dtkit.Session) -> None:
+    """State is there, and the model that was there before trains on, equal on all ranks."""
+    results = session.execute("kept, round(float(torch.ones(1)), 1)").results
+    assert results == {rank: f"({rank + 10}, 1.0)" for rank in session.ranks}
+    assert len(set(session.execute(GO_ON).results.values())) == 1
+
+
+def check(session: dtkit.Session, cell: str, where: str) -> None:
+    error = fail(session, cell)
+    assert {(f.rank, f.ename) for f in error.causes} == {(1, "ValueError")}, str(error)
+    assert where in error.epilogue
+    assert error.epilogue.endswith("; group rebuilt; state kept")
+    assert_all_is_well(session)
+
+
+@pytest.fixture(scope="module")
+def prepared(session4: dtkit.Session) -> dtkit.Session:
+    """Four ranks that have trained a model of PyTorch's own DistributedDataParallel."""
+    session4.execute(SETUP)
+    return session4
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_failing_rank_frees_the_others(prepared: dtkit.Session, case: str) -> None:
+    check(prepared, *CASES[case])
+
+
+def test_the_cause_is_shown_once_with_the_users_frames(prepared: dtkit.Session) -> None:
+    prepared.execute("def forward(batch):\n    return nn.Linear(3, 1)(batch)")
+    cell = "if rank == 1:\n    forward(torch.ones(2, 4))\ndist.barrier()"
+    error = fail(prepared, cell)
+    text = ANSI.sub("", "\n".join(error._render_traceback_()))
+    assert text.startswith("── rank 1, cell line 2 ──")
+    assert text.count("mat1 and mat2 shapes cannot be multiplied") == 1
+    assert "return nn.Linear(3, 1)(batch)" in text
+    assert "frames in torch]" in text
+    assert "site-packages" not in text
+    assert "(ranks 0, 2, 3 failed as a consequence)" in text
+    assert "ranks 0, 2, 3 were in barrier (cell line 3) and were released" in text
+    assert_all_is_well(prepared)
+
+
+def test_ranks_of_a_run_that_are_freed_lose_no_step(prepared: dtkit.Session) -> None:
+    """A plain cell under `%%dist_train` fails on one rank; the model it trained trains on."""
+    cell = """\
+plain = nn.Linear(4, 1)
+plain_optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
+for step in range(20):
+    plain_optimizer.zero_grad()
+    loss = plain(x).sum()
+    if rank == 1 and step == 7:
+        raise ValueError('boom')
+    loss.backward()
+    plain_optimizer.step()
+"""
+    with pytest.raises(RankError, match="boom") as caught:
+        prepared.train(cell)
+    assert "(cell line 8) and were released" in caught.value.epilogue
+    assert prepared.execute("step").results == dict.fromkeys(range(4), "7")
+    weights = "[p.tolist() for p in plain.parameters()]"
+    assert len(set(prepared.execute(weights).results.values())) == 1
+    assert_all_is_well(prepared)
+
+
+def test_all_ranks_failing_alike_break_nothing(prepared: dtkit.Session) -> None:
+    error = fail(prepared, "1 / 0")
+    assert error.epilogue == ""
+    assert str(error) == "ranks 0, 1, 2, 3: ZeroDivisionError: division by zero (cell line 1)"
+
+
+def test_a_rank_in_python_is_stopped_too(prepared: dtkit.Session) -> None:
+    error = fail(prepared, "if rank == 2:\n    1 / 0\nwhile True: pass")
+    assert "in Python (cell line 3) and were stopped" in error.epilogue
+    assert_all_is_well(prepared)

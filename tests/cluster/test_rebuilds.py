@@ -1,0 +1,34 @@
+"""The group is rebuilt 300 times under a live model: no deadlock, and nothing is left over."""
+
+from __future__ import annotations
+
+import ast
+from typing import TYPE_CHECKING
+
+import pytest
+from test_faults import SETUP
+
+if TYPE_CHECKING:
+    import dtkit
+
+NUM_REBUILDS = 300
+WARM = 20
+COUNT = "len(os.listdir('/proc/self/fd')), len(os.listdir('/proc/self/task'))"
+
+
+def held(session: dtkit.Session) -> list[tuple[int, int]]:
+    """Return descriptors and threads of each engine."""
+    return [ast.literal_eval(text) for _, text in sorted(session.execute(COUNT).results.items())]
+
+
+@pytest.mark.timeout(300)
+def test_rebuilds_leave_nothing_behind(session2: dtkit.Session) -> None:
+    session2.execute("import os\n" + SETUP)
+    before = []
+    for i in range(NUM_REBUILDS):
+        session2.reset_group()
+        if i % 20 == 0:
+            assert len(set(session2.execute("train()").results.values())) == 1
+        if i == WARM:
+            before = held(session2)
+    assert held(session2) == before
