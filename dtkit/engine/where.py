@@ -85,7 +85,7 @@ def look(owner: Agent) -> Place:
         file,
         operation=called or flight["profiling_name"].partition(":")[2],
         sequence=flight["p2p_seq_id"] if flight["is_p2p"] else flight["collective_seq_id"],
-        group="" if is_whole else description,
+        group="" if is_whole else name if description == "undefined" else description,
         seconds=max(0.0, (time.time_ns() - flight["time_created_ns"]) / 1e9),
     )
 
