@@ -74,14 +74,23 @@ class FakeEngines:
     ranks = (0, 1, 2, 3)
     lost = ()
     is_closed = False
+    broken = ""
 
     def call(self, function: str, *_args: Any, ranks: Any = None, **_kwargs: Any) -> dict[int, Any]:
         facts = {"device_name": "none", "torch": "0", "python": "0"}
-        answer = pickle.dumps(None) if function.endswith(":export") else facts
+        answers = {
+            "dtkit.engine.transfer:export": pickle.dumps(None),
+            "dtkit.engine.refill:export": (b"", [], []),
+            "dtkit.engine.refill:equalize": [],
+            "dtkit.engine.replicas:names_of_replicas": [],
+        }
+        answer = answers.get(function, facts)
         return dict.fromkeys(ranks or self.ranks, answer)
 
-    def execute(self, _code: str, ranks: tuple[int, ...], _on_message: Any) -> Execution:
-        return Execution(tuple(ranks), {}, {rank: Reply(rank, "ok") for rank in ranks})
+    def execute(
+        self, _code: str, ranks: tuple[int, ...], _on_message: Any, _wake: Any
+    ) -> Execution:
+        return Execution(tuple(ranks), {}, {}, {rank: Reply(rank, "ok") for rank in ranks})
 
     def control(self, _operation: str, *_args: Any, **_kwargs: Any) -> dict[int, Any]:
         return {}
@@ -100,6 +109,9 @@ class FakeCluster:
 
     def stop(self, **_how: Any) -> None:
         self.record.dir.rmdir()
+
+    def replace(self, _ranks: Any) -> None:
+        pass
 
     def leave(self) -> None:
         pass
