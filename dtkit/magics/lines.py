@@ -23,10 +23,6 @@ __all__ = ["STOP", "TRAIN", "options_of", "parse_train", "recipe_of", "split_dis
 def _train() -> Parser:
     parser = Parser("%%dist_train", "Train the cell on every rank, with a live dashboard.")
     parser.add_argument(
-        "--auto-restart", action="store_true",
-        help="when a rank's engine ends, put a new one with a healthy rank's state in its place",
-    )  # fmt: skip
-    parser.add_argument(
         "--batch", default="rank", choices=("rank", "global"),
         help="what a written batch size means: of each rank (default), or of all together",
     )  # fmt: skip
@@ -46,10 +42,6 @@ def _train() -> Parser:
     parser.add_argument(
         "--hvd", default="auto", choices=HVD,
         help="what `import horovod.torch` gives: Horovod where it is installed (auto), or dtkit's",
-    )  # fmt: skip
-    parser.add_argument(
-        "--on-nan", default="warn", choices=ON_NAN,
-        help="what to do when the loss is not finite (default: warn)",
     )  # fmt: skip
     parser.add_argument("--manual", action="store_true", help="the cell distributes itself")
     parser.add_argument("--name", metavar="NAME", help="name of the run and its folder")
@@ -81,7 +73,19 @@ def _train() -> Parser:
         help="whose SummaryWriter writes: the first rank's (default), or every rank's",
     )  # fmt: skip
     _add_checkpoints(parser.add_argument_group("checkpoints"))
+    _add_faults(parser.add_argument_group("faults"))
     return parser
+
+
+def _add_faults(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--auto-restart", action="store_true",
+        help="when a rank's engine ends, put a new one with a healthy rank's state in its place",
+    )  # fmt: skip
+    group.add_argument(
+        "--on-nan", default="warn", choices=ON_NAN,
+        help="what to do when the loss is not finite (default: warn)",
+    )  # fmt: skip
 
 
 def _add_checkpoints(group: argparse._ArgumentGroup) -> None:
