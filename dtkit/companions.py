@@ -52,10 +52,19 @@ def _write_timeline(run: Run, file: str) -> None:
     except OSError as error:
         run.note(f"no timeline is written: {error}")
         return
-    run.at_end(lambda _ended: thread.close())
+
+    def end(ended: Run) -> None:
+        thread.close()
+        ended.note(f"timeline in {target}; %dist_timeline shows where the time went")
+
+    run.at_end(end)
 
 
 def _merge_profile(run: Run) -> None:
     from dtkit.trace.profiles import write_profile
 
-    write_profile(run.dir, run.dir / "profile.json.gz")
+    target = run.dir / "profile.json.gz"
+    if write_profile(run.dir, target):
+        run.note(f"profile in {target}; %dist_timeline --operators shows the operators")
+    else:
+        run.note("no profile: the run ended before the steps that were to be profiled")

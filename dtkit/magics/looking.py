@@ -118,7 +118,7 @@ def _timeline_parser() -> Parser:
     parser.add_argument("names", nargs="*", metavar="RUN", help="default: the last run")
     parser.add_argument(
         "--operators", action="store_true",
-        help="what each operator took on each rank, of a run with %%dist_train --profile",
+        help="what each operator took on each rank, of a run with %%%%dist_train --profile",
     )  # fmt: skip
     parser.add_argument("--dir", metavar="DIR", help="folder of the runs (default: dtkit_runs)")
     return parser

@@ -10,6 +10,7 @@ buffers and record writer are enough.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +136,8 @@ class TensorBoardThread:
 
     def _run(self) -> None:
         while not self._stop.wait(_INTERVAL_S):
-            self._writer.write_new()
+            with contextlib.suppress(OSError):  # the disk is full: told of at the end
+                self._writer.write_new()
 
 
 def tag_of(name: str, *, is_logged: bool = False) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -55,7 +56,8 @@ class TimelineThread:
         wait_s = _INTERVAL_S
         while not self._stop.wait(wait_s):
             begun_s = time.monotonic()
-            self._write()
+            with contextlib.suppress(OSError):  # tried again; the last time is told of
+                self._write()
             wait_s = max(_INTERVAL_S, (time.monotonic() - begun_s) / _MAX_SHARE)
 
     def _write(self) -> None:

@@ -47,16 +47,17 @@ def read_operators(run_dir: Path) -> Operators | None:
     return Operators(dict(ordered), [about["rank"] for about in abouts]) if abouts else None
 
 
-def write_profile(run_dir: Path, path: Path) -> None:
-    """Merge what the ranks wrote into one compressed trace; nothing if there is nothing."""
+def write_profile(run_dir: Path, path: Path) -> bool:
+    """Merge what the ranks wrote into one compressed trace; return whether there was anything."""
     abouts = _abouts(run_dir)
     if not abouts:
-        return
+        return False
     traces = [json.loads(profile_path(run_dir, a["rank"]).read_text()) for a in abouts]
     merged = merge(abouts, traces)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(gzip.compress(json.dumps(merged).encode(), 3))
     temporary.replace(path)
+    return True
 
 
 def merge(abouts: Sequence[dict[str, Any]], traces: Sequence[dict[str, Any]]) -> dict[str, Any]:

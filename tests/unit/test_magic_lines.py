@@ -7,7 +7,7 @@ from IPython.core.error import UsageError
 
 from dtkit.cluster import place_local
 from dtkit.errors import InvalidInputError
-from dtkit.magics import attaching, carrying, lines, opening
+from dtkit.magics import attaching, carrying, lines, looking, opening
 from dtkit.magics.arguments import HelpShown, Parser
 from dtkit.magics.awaiting import rewrite
 from dtkit.magics.cells import with_header
@@ -22,6 +22,9 @@ ALL = [
     lines.STOP,
     carrying.PUSH,
     carrying.PULL,
+    looking.RUNS,
+    looking.TENSORBOARD,
+    looking.TIMELINE,
 ]
 
 
@@ -123,3 +126,19 @@ def test_lines_keep_their_numbers() -> None:
     assert with_header("%%dist_train", "x = 1\n1/0\n").splitlines()[2] == "1/0"
     assert with_header("%%dist_train", "%%time\nx = 1\n") == "%%time\nx = 1\n"
     assert with_header("%%dist_train", "  x = 1\n") == "  x = 1\n"
+
+
+def test_options_with_an_optional_value_leave_the_script_alone() -> None:
+    args = lines.parse_train("--tensorboard --timeline --profile train.py --lr 1", is_cell=False)
+    assert args.words == ["train.py", "--lr", "1"]
+    assert (args.tensorboard, args.timeline, args.profile) == ("", "", 5)
+    args = lines.parse_train(
+        "--tensorboard=logs --timeline=t.json --profile=3 train.py", is_cell=False
+    )
+    assert args.words == ["train.py"]
+    options = lines.options_of(args)
+    assert (options.tensorboard, options.timeline, options.profile) == ("logs", "t.json", 3)
+    args = lines.parse_train("--timeline t.json --tensorboard", is_cell=True)
+    assert (args.timeline, args.tensorboard) == ("t.json", "")
+    nothing = lines.options_of(lines.parse_train("", is_cell=True))
+    assert (nothing.tensorboard, nothing.timeline, nothing.profile) == (None, None, 0)

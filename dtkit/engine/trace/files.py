@@ -51,7 +51,6 @@ class RowFile:
         self._num_named = 0
         self._num_steps = 0
         self._has_failed = False
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._write([])
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="dtkit-timeline", daemon=True)
@@ -92,6 +91,7 @@ class RowFile:
             if self._limit is not None and self._num_steps >= self._limit:
                 self._begin_anew()
             if self._file is None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self._path.open("wb")
                 self._file.write(self._head.encode())
             known = self._collectives
