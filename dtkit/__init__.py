@@ -8,9 +8,10 @@ In a notebook::
     %%dist_train
     ...  # an ordinary single-device training cell
 
-On the driver: `Session`, `current_session()`, `last_run`, `runs()` and the
-errors. On a rank: `log`, `checkpoint` and `resume`. Everything is loaded on
-first use; importing dtkit loads neither torch nor widgets.
+On the driver: `Session`, `current_session()`, `last_run`, `last_sweep`,
+`last_tuning`, `runs()` and the errors. On a rank: `log`, `checkpoint` and
+`resume`. Everything is loaded on first use; importing dtkit loads neither
+torch nor widgets.
 """
 
 from __future__ import annotations
@@ -27,8 +28,12 @@ if TYPE_CHECKING:
     from dtkit.engine.log import log
     from dtkit.run import Run
     from dtkit.session import Session, current_session
+    from dtkit.sweep import Sweep
+    from dtkit.tune import BatchTuning, LrTuning
 
     last_run: Run | None
+    last_sweep: Sweep | None
+    last_tuning: BatchTuning | LrTuning | None
 
 __version__ = "0.1.0"
 
@@ -40,6 +45,8 @@ __all__ = [
     "checkpoint",
     "current_session",
     "last_run",
+    "last_sweep",
+    "last_tuning",
     "load_ipython_extension",
     "log",
     "resume",
@@ -55,13 +62,14 @@ _LAZY = {
     "resume": "dtkit.engine.checkpointing.face",
     "runs": "dtkit.archive",
 }
+_NEWEST = {"last_run": "run", "last_sweep": "sweep", "last_tuning": "tuning"}
 
 
 def __getattr__(name: str) -> object:
     import importlib  # inside: the module's names are its public face
 
-    if name == "last_run":
-        return importlib.import_module("dtkit.session").last_run()
+    if name in _NEWEST:
+        return getattr(importlib.import_module("dtkit.session_core").Registry, _NEWEST[name])
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     msg = f"module 'dtkit' has no attribute {name!r}"

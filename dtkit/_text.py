@@ -19,6 +19,7 @@ __all__ = [
     "MAX_ROWS",
     "OVER",
     "SLOW_RATIO",
+    "format_bytes",
     "format_loss",
     "format_metrics",
     "format_ms",
@@ -105,13 +106,13 @@ def format_sent(view: RunView) -> str:
     """Return what a rank sends in a step, and of how much if it is compressed; "" if unknown."""
     if math.isnan(view.sent_bytes):
         return ""
-    sent = _format_bytes(view.sent_bytes)
+    sent = format_bytes(view.sent_bytes)
     if view.sent_bytes >= view.raw_bytes:
         return f"{sent} sent"
-    return f"{sent} sent for {_format_bytes(view.raw_bytes)}"
+    return f"{sent} sent for {format_bytes(view.raw_bytes)}"
 
 
-def _format_bytes(num_bytes: float) -> str:
+def format_bytes(num_bytes: float) -> str:
     for unit in ("B", "kB", "MB"):
         if num_bytes < 999.5:  # noqa: PLR2004  three digits
             return f"{num_bytes:.3g} {unit}"

@@ -63,7 +63,7 @@ class Conductor:
             "start_unix_s": run.start_unix_s,
             "recipe": run.recipe.to_dict(),
             "ranks": list(run.ranks),
-            "parts": run.options.parts(),
+            "parts": [*run.recipe.parts(), *run.options.parts()],
         }
         try:
             self._engines.call("dtkit.engine.run:begin", (spec,), ranks=run.ranks)

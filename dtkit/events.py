@@ -79,7 +79,8 @@ class LogBatch:
     rank: int
     step: list[int]
     time_s: list[float]
-    metrics: list[dict[str, float]]
+    metrics: list[dict[str, float | list[float]]]
+    """A pair is a ratio's numerator and denominator: the ranks' are added up, and then divided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +140,16 @@ def decode(line: bytes | str) -> Event:
     if cls is StepBatch:
         record["columns"] = {k: list(map(float, v)) for k, v in record["columns"].items()}
     elif cls is LogBatch:
-        record["metrics"] = [{k: float(v) for k, v in m.items()} for m in record["metrics"]]
+        record["metrics"] = [{k: _number(v) for k, v in m.items()} for m in record["metrics"]]
     try:
         return cls(**record)  # type: ignore[no-any-return]
     except TypeError as error:
         msg = f"not a dtkit event of this version: {line[:80]!r}"
         raise ValueError(msg) from error
+
+
+def _number(value: Any) -> float | list[float]:  # Any: JSON
+    return list(map(float, value)) if isinstance(value, list) else float(value)
 
 
 def _finite(value: Any) -> Any:  # Any: JSON is a recursive union

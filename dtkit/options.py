@@ -30,6 +30,7 @@ class RunOptions:
             `dtkit`, its interface on torch.distributed.
         on_nan: what happens when a loss is not finite: `warn` (a note, once),
             `stop` (the run fails there, with its state kept) or `ignore`.
+        max_steps: after so many steps the run stops; None: when the cell ends.
         profile: so many steps are profiled by torch's profiler; 0: none.
         tensorboard: where the run is written for TensorBoard, in a folder of its
             name; "" means its own folder, None not at all.
@@ -48,6 +49,7 @@ class RunOptions:
     debug: bool = False
     hvd: str = "auto"
     on_nan: str = "warn"
+    max_steps: int | None = None
     profile: int = 0
     tensorboard: str | None = None
     timeline: str | None = None
@@ -59,6 +61,9 @@ class RunOptions:
     resume: str = ""
 
     def __post_init__(self) -> None:
+        if self.max_steps is not None and self.max_steps < 1:
+            msg = f"--max-steps {self.max_steps}: 1 or more"
+            raise InvalidInputError(msg)
         if self.hvd not in HVD:
             msg = f"--hvd {self.hvd}: choose one of {', '.join(HVD)}"
             raise InvalidInputError(msg)
@@ -98,12 +103,15 @@ class RunOptions:
         `dtkit.engine.parts`.
         """
         parts: list[tuple[str, dict[str, Any]]] = [("dtkit.engine.keeper:make", {})]
+        if self.max_steps is not None:
+            parts.append(("dtkit.engine.limits:make_steps", {"num_steps": self.max_steps}))
         if self.hvd == "dtkit":
             parts.append(("dtkit.horovod.part:make", {}))
         if self.on_nan != "ignore":
             parts.append(("dtkit.engine.nan_guard:make", {"is_fatal": self.on_nan == "stop"}))
         if self.writers == "first":
             parts.append(("dtkit.engine.writers:make", {}))
+        parts.append(("dtkit.engine.noise:make", {}))
         if self.tensorboard is not None:
             parts.append(("dtkit.engine.grad_norm:make", {}))
         if self.profile:

@@ -104,6 +104,11 @@ class Run:
         return self._state.history()
 
     @property
+    def summaries(self) -> tuple[dict[str, Any], ...]:
+        """What each rank said of itself at its end, so far; JSON values."""
+        return self._state.summaries
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What dtkit did to the cell, or left alone and why."""
         return self._state.view().notes

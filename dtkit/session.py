@@ -5,29 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from dtkit.celloutput import CellOutput
 from dtkit.errors import DtkitError, InvalidInputError
-from dtkit.options import RunOptions
 from dtkit.orphans import end_orphan, list_orphans
-from dtkit.recipe import Recipe
-from dtkit.requests import Requests
-from dtkit.run import Run, create_run
-from dtkit.session_core import Registry, SessionCore
+from dtkit.session_cells import CellVerbs
+from dtkit.session_core import Registry
 from dtkit.stall import places
 from dtkit.tensorboard.server import Boards
 from dtkit.transfer import Transfer, pull, push
 from dtkit.values import Orphan, RankPlace, RankStatus
-from dtkit.waiting import drive, in_background
+from dtkit.waiting import in_background
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from dtkit.run import Run
     from dtkit.tensorboard.server import TensorBoard
 
 __all__ = ["Session", "current_session", "last_run"]
 
 
-class Session(SessionCore):
+class Session(CellVerbs):
     """Engines with a process group across them. Make one with `Session.start`."""
 
     @classmethod
@@ -78,77 +75,6 @@ class Session(SessionCore):
             InvalidInputError: there is no such session.
         """
         return end_orphan(session_id)
-
-    def running(
-        self, cell: str, *, ranks: Sequence[int] | None = None
-    ) -> tuple[CellOutput, Requests, Iterator[None]]:
-        """Send a cell to ranks, without a run.
-
-        Returns:
-            What it shows, a place for requests, and an iterator to be exhausted:
-            it yields while the cell runs, and raises `RankError` if it fails.
-        """
-        chosen = self.ranks if ranks is None else tuple(ranks)
-        output, requests = CellOutput(chosen), Requests()
-        return output, requests, self._conductor.run(cell, chosen, output, requests)
-
-    def training(
-        self,
-        cell: str,
-        *,
-        recipe: Recipe | None = None,
-        options: RunOptions | None = None,
-        name: str | None = None,
-        ranks: Sequence[int] | None = None,
-    ) -> tuple[Run, Iterator[None]]:
-        """Send a training cell to ranks.
-
-        Returns:
-            The run, and an iterator to be exhausted: it yields while the run
-            goes on, and raises `RankError` if it fails.
-        """
-        chosen = self.ranks if ranks is None else tuple(ranks)
-        self._check_open()
-        self._conductor.check_idle()
-        run = create_run(
-            self.runs_dir,
-            cell,
-            recipe=recipe or Recipe(),
-            options=(options or RunOptions()).located(self.runs_dir),
-            ranks=chosen,
-            name=name,
-            environment=self.environment(),
-        )
-        Registry.run = run
-        return run, self._conductor.train(run)
-
-    def train(
-        self,
-        cell: str,
-        *,
-        recipe: Recipe | None = None,
-        options: RunOptions | None = None,
-        name: str | None = None,
-        ranks: Sequence[int] | None = None,
-    ) -> Run:
-        """Train a cell on the ranks, wait for its end, and return the run; no dashboard.
-
-        Raises:
-            RankError: the cell failed on a rank.
-        """
-        run, steps = self.training(cell, recipe=recipe, options=options, name=name, ranks=ranks)
-        drive(steps, run.requests)
-        return run
-
-    def execute(self, cell: str, *, ranks: Sequence[int] | None = None) -> CellOutput:
-        """Run a cell on the ranks, wait for its end, and return what it showed.
-
-        Raises:
-            RankError: the cell failed on a rank.
-        """
-        output, requests, steps = self.running(cell, ranks=ranks)
-        drive(steps, requests)
-        return output
 
     def stop(self, *, now: bool = False) -> None:
         """Ask the cell that is running to stop at the next step boundary.

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from dtkit.run import Run
+    from dtkit.sweep import Sweep
     from dtkit.tensorboard.server import Boards
+    from dtkit.tune import BatchTuning, LrTuning
 
 __all__ = ["Registry", "SessionCore"]
 
@@ -48,7 +50,7 @@ first run would otherwise spend before its first point is drawn."""
 
 
 class Registry:
-    """The open session and the newest run of this process; `dtkit.last_run` reads it."""
+    """The open session of this process, and its newest run, sweep and tuning."""
 
     session: SessionCore | None = None
     run: Run | None = None
@@ -56,6 +58,8 @@ class Registry:
     """Whether this process ends because its notebook's kernel is being restarted."""
     obituary = ""
     """Why the last session ended, if that was nobody's wish."""
+    sweep: Sweep | None = None
+    tuning: BatchTuning | LrTuning | None = None
 
 
 class SessionCore:

@@ -60,7 +60,7 @@ class Recorder:
         self.batch_size = 0
         self.has_sent = False
         """Whether it is known what this rank sends to average gradients."""
-        self._device = device
+        self.device = device
         self._send = send
         self._path = path
         self._file: IO[bytes] | None = None
@@ -101,14 +101,18 @@ class Recorder:
         self._device_losses.append((loss.detach(), weight))
         return None
 
-    def saw_batch(self, num_samples: int, even: float, wait_s: float) -> None:
+    def saw_batch(
+        self, num_samples: int, even: float, wait_s: float, *, is_whole: bool = False
+    ) -> None:
         """Add a batch that the cell got from a DataLoader.
 
         Args:
             num_samples: how many samples of it count.
             even: how many would, if the global batch had been divided evenly.
             wait_s: how long the cell waited for it.
+            is_whole: whether it was not divided.
         """
+        self._has_whole |= is_whole
         self.batch_size = num_samples
         self._samples += num_samples
         self._even += even
@@ -147,6 +151,16 @@ class Recorder:
     def skipped(self) -> None:
         """Drop what was collected for a step that the GradScaler skipped."""
         self._clear()
+
+    @property
+    def even_share(self) -> int | None:
+        """Samples of this rank in the step that goes on; None if it has not an even share."""
+        is_even = self._samples and self._samples == self._even and not self._has_whole
+        return self._samples if is_even else None
+
+    def log_ratio(self, name: str, numerator: Any, denominator: Any) -> None:
+        """Keep a metric that is a ratio: of the ranks' sums, not a mean of their ratios."""
+        self._log.append((self.num_steps, self.elapsed_s, {name: (numerator, denominator)}))
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Keep metrics under the current step; tensors are read later."""
@@ -203,6 +217,7 @@ class Recorder:
         self._device_losses: list[tuple[torch.Tensor, float]] = []
         self._samples = 0
         self._even = 0.0
+        self._has_whole = False
         self._data_s = 0.0
         self._comm_s = 0.0
         self._sent_bytes = self._raw_bytes = 0.0
@@ -231,16 +246,20 @@ class Recorder:
         records = [self._log.popleft() for _ in range(len(self._log))]
         if records:
             steps, times, metrics = map(list, zip(*records, strict=True))
-            values = [{k: float(v) for k, v in m.items()} for m in metrics]
+            values = [{k: _number(v) for k, v in m.items()} for m in metrics]
             events.append(LogBatch(self.rank, steps, times, values))
         return events + last
 
     def _sample_memory(self) -> None:
-        if self._device.type == "cuda":
-            now = torch.cuda.max_memory_allocated(self._device)
+        if self.device.type == "cuda":
+            now = torch.cuda.max_memory_allocated(self.device)
         else:
             now = self._process.memory_info().rss
         self._peak_bytes = max(self._peak_bytes, now)
+
+
+def _number(value: Any) -> float | list[float]:
+    return list(map(float, value)) if isinstance(value, tuple) else float(value)
 
 
 def _read_losses(losses: list[float | _Pending]) -> list[float]:

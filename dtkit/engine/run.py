@@ -74,6 +74,8 @@ class ActiveRun:
         self.dir = Path(spec["dir"])
         self.group = self._group_of(self.ranks)
         self.checkpoints: Checkpoints | None = None
+        self.wire: Wire | None = None
+        """What gradients travel through, if dtkit averages them."""
         self.autopilot = self._make_autopilot()
         self._name = f"dtkit/{self._group.generation}/{spec['dir']}"
         self._parts = make_parts(self, spec["parts"])
@@ -126,9 +128,14 @@ class ActiveRun:
         finally:
             if self.autopilot is not None:
                 self._sum_up(self.autopilot, has_failed=state == "failed")
+            lead = self._watch.lead
+            summary = {} if lead is None else {"optimizer": type(lead).__name__}
             self.recorder.emit(
-                RankEnded(self._group.rank, state, self.recorder.num_steps, self.recorder.elapsed_s)
-            )
+                RankEnded(
+                    self._group.rank, state, self.recorder.num_steps, self.recorder.elapsed_s,
+                    summary,
+                )
+            )  # fmt: skip
             self.recorder.close()
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -202,8 +209,10 @@ class ActiveRun:
     def _make_autopilot(self) -> Autopilot | None:
         if self.recipe.manual or self.group is None:
             return None
+        compression = Compression.parse(self.recipe.compress)
+        self.wire = Wire(self.group, compression, self.recorder.sent)
         return Autopilot(
-            Wire(self.group, Compression.parse(self.recipe.compress), self.recorder.sent),
+            self.wire,
             is_global_batch=self.recipe.batch == "global",
             note=self.note,
             on_wait=self._waited,

@@ -221,7 +221,7 @@ class Watch:
             return
         self._num_batches += 1
         num = num_samples(batch)
-        self._recorder.saw_batch(num, num, wait_s)
+        self._recorder.saw_batch(num, num, wait_s, is_whole=True)
         self._tell_batch(of, wait_s)
         if loader is not self._judged:
             self._whole = loader

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from dtkit.magics.arguments import usage_errors
 from dtkit.magics.attaching import DistOrphanMagics, is_restarting
 from dtkit.magics.awaiting import AWAIT_NAME, rewrite
 from dtkit.magics.carrying import DistObjectMagics
@@ -11,9 +12,13 @@ from dtkit.magics.looking import DistLookMagics
 from dtkit.magics.opening import DistMagics
 from dtkit.magics.repairing import DistRepairMagics
 from dtkit.magics.running import DistCellMagics
+from dtkit.magics.tuning import DistTuneMagics
 from dtkit.session_core import Registry
+from dtkit.waiting import drive_async
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from IPython.core.interactiveshell import InteractiveShell
 
 __all__ = ["MAGICS", "load", "unload"]
@@ -25,6 +30,7 @@ MAGICS = (
     DistLookMagics,
     DistOrphanMagics,
     DistRepairMagics,
+    DistTuneMagics,
 )
 
 
@@ -32,9 +38,22 @@ def load(shell: InteractiveShell) -> None:
     """Register the magics with a shell; harmless when they are there."""
     if hasattr(shell, AWAIT_NAME):
         return
-    cells = DistCellMagics(shell)
-    shell.register_magics(*(cells if made is DistCellMagics else made for made in MAGICS))
-    setattr(shell, AWAIT_NAME, cells.run_cell_async)
+    cells, trials = DistCellMagics(shell), DistTuneMagics(shell)
+    ready: dict[Any, Any] = {DistCellMagics: cells, DistTuneMagics: trials}
+    shell.register_magics(*(ready.get(made, made) for made in MAGICS))
+    prepare: dict[str, Callable[..., Any]] = {
+        "dist_train": cells.training,
+        "dist": cells.running,
+        "dist_sweep": trials.sweeping,
+        "dist_tune": trials.tuning,
+    }
+
+    async def run_cell(name: str, line: str, cell: str) -> None:
+        prepared = usage_errors(prepare[name])(line, cell)
+        if prepared is not None:  # None: help was asked for, or it goes on in the background
+            await drive_async(*prepared)
+
+    setattr(shell, AWAIT_NAME, run_cell)
     shell.input_transformers_cleanup.append(rewrite)
     Registry.is_restarting = staticmethod(is_restarting)
 

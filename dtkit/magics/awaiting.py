@@ -1,7 +1,7 @@
 """Cells that await: so that the kernel serves clicks while the ranks work.
 
 An ordinary cell magic blocks the kernel and the buttons under it until it ends.
-A cell that awaits does not. So a cell that begins with `%%dist_train` or `%%dist`
+A cell that awaits does not. So a cell that begins with one of our magics
 is rewritten, before IPython looks at it, to `await` the magic's own coroutine.
 Where that does not happen (a nested call, `%autoawait off`) the magic blocks,
 and works all the same.
@@ -12,7 +12,7 @@ from __future__ import annotations
 __all__ = ["AWAIT_NAME", "CELL_MAGICS", "rewrite"]
 
 AWAIT_NAME = "dtkit_run_cell"
-CELL_MAGICS = ("dist_train", "dist")
+CELL_MAGICS = ("dist_train", "dist", "dist_sweep", "dist_tune")
 
 
 def rewrite(lines: list[str]) -> list[str]:

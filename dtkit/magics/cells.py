@@ -7,6 +7,7 @@ import time
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+import ipykernel
 from IPython.core.getipython import get_ipython
 from IPython.display import display
 
@@ -28,6 +29,7 @@ __all__ = [
     "ShownCell",
     "go_on_in_background",
     "run_on_ranks",
+    "serves_clicks",
     "show_run",
     "train_on_ranks",
     "with_header",
@@ -36,8 +38,15 @@ __all__ = [
 _SHOW_AFTER_S = 0.1
 """A dashboard is built after this: it would take the ranks' cores just when they begin, and a
 run that is over by then needs none."""
+_SERVES_CLICKS_FROM = 7
+"""ipykernel's major version that serves clicks while a cell awaits."""
 _REFRESH_S = 0.1
 _MAX_SHOWN_CHARS = 50_000
+
+
+def serves_clicks() -> bool:
+    """Return whether this kernel serves clicks while a cell awaits."""
+    return int(ipykernel.__version__.split(".")[0]) >= _SERVES_CLICKS_FROM
 
 
 def with_header(magic_line: str, body: str) -> str:

@@ -17,18 +17,36 @@ from dtkit.recipe import Recipe
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["STOP", "TRAIN", "options_of", "parse_train", "recipe_of", "split_dist"]
+__all__ = [
+    "STOP",
+    "TRAIN",
+    "add_run_arguments",
+    "options_of",
+    "parse_train",
+    "recipe_of",
+    "split_dist",
+]
 
 
 def _train() -> Parser:
     parser = Parser("%%dist_train", "Train the cell on every rank, with a live dashboard.")
+    add_run_arguments(parser)
+    parser.add_argument(
+        "--background", action="store_true",
+        help="return at once; %%dist_stop ends the run, dtkit.last_run.wait() waits for it",
+    )  # fmt: skip
+    return parser
+
+
+def add_run_arguments(parser: Parser) -> None:
+    """Add what a run's recipe and options are described with."""
     parser.add_argument(
         "--batch", default="rank", choices=("rank", "global"),
         help="what a written batch size means: of each rank (default), or of all together",
     )  # fmt: skip
     parser.add_argument(
-        "--background", action="store_true",
-        help="return at once; %%dist_stop ends the run, dtkit.last_run.wait() waits for it",
+        "--batch-size", type=int, metavar="N",
+        help="in place of the written batch size of DataLoaders that train (default: as written)",
     )  # fmt: skip
     parser.add_argument(
         "--compress", default="none", metavar="METHOD",
@@ -44,6 +62,9 @@ def _train() -> Parser:
         help="what `import horovod.torch` gives: Horovod where it is installed (auto), or dtkit's",
     )  # fmt: skip
     parser.add_argument("--manual", action="store_true", help="the cell distributes itself")
+    parser.add_argument(
+        "--max-steps", type=int, metavar="N", help="stop after N steps (default: at its end)"
+    )
     parser.add_argument("--name", metavar="NAME", help="name of the run and its folder")
     parser.add_argument(
         "--profile", nargs="?", type=int, const=5, default=0, metavar="STEPS",
@@ -74,7 +95,6 @@ def _train() -> Parser:
     )  # fmt: skip
     _add_checkpoints(parser.add_argument_group("checkpoints"))
     _add_faults(parser.add_argument_group("faults"))
-    return parser
 
 
 def _add_faults(group: argparse._ArgumentGroup) -> None:

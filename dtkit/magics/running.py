@@ -7,7 +7,6 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import ipykernel
 from IPython.core.error import UsageError
 from IPython.core.magic import line_cell_magic, line_magic, magics_class
 
@@ -17,11 +16,12 @@ from dtkit.magics.base import DtkitMagics, say
 from dtkit.magics.cells import (
     go_on_in_background,
     run_on_ranks,
+    serves_clicks,
     train_on_ranks,
     with_header,
 )
 from dtkit.magics.lines import STOP, options_of, parse_train, recipe_of, split_dist
-from dtkit.waiting import drive, drive_async
+from dtkit.waiting import drive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from dtkit.requests import Requests
 
 __all__ = ["DistCellMagics"]
-
-_SERVES_CLICKS_FROM = 7
-"""ipykernel's major version that serves clicks while a cell awaits."""
 
 
 @magics_class
@@ -42,7 +39,7 @@ class DistCellMagics(DtkitMagics):
     @usage_errors
     def dist_train(self, line: str, cell: str | None = None) -> None:
         """Train the cell (or a script) on every rank, with a live dashboard."""
-        prepared = self._training(line, cell, can_click=False)
+        prepared = self.training(line, cell, can_click=False)
         if prepared is not None:
             drive(*prepared)
 
@@ -50,15 +47,8 @@ class DistCellMagics(DtkitMagics):
     @usage_errors
     def dist(self, line: str, cell: str | None = None) -> None:
         """Run the cell (or an expression) on all ranks, or on some."""
-        steps, requests = self._running(line, cell)
+        steps, requests = self.running(line, cell)
         drive(steps, requests)
-
-    async def run_cell_async(self, name: str, line: str, cell: str) -> None:
-        """Run one of the cell magics without blocking the kernel; see `awaiting`."""
-        prepare = usage_errors(self._training if name == "dist_train" else self._running)
-        prepared = prepare(line, cell)
-        if prepared is not None:  # None: help was asked for, or it goes on in the background
-            await drive_async(*prepared)
 
     @line_magic
     @usage_errors
@@ -68,9 +58,10 @@ class DistCellMagics(DtkitMagics):
         self.session.stop(now=args.now)
         say("stopping now" if args.now else "stopping after the step")
 
-    def _training(
+    def training(
         self, line: str, cell: str | None, *, can_click: bool = True
     ) -> tuple[Iterator[None], Requests] | None:
+        """Return the steps of a run, and the place for requests; None: it is in the background."""
         args = parse_train(line, is_cell=cell is not None)
         session = self.session
         if cell is None:
@@ -83,7 +74,7 @@ class DistCellMagics(DtkitMagics):
         steps, requests = train_on_ranks(
             session,
             code,
-            can_click=args.background or (can_click and _serves_clicks()),
+            can_click=args.background or (can_click and serves_clicks()),
             recipe=recipe_of(args),
             options=options_of(args),
             name=args.name,
@@ -94,16 +85,13 @@ class DistCellMagics(DtkitMagics):
         go_on_in_background(steps, requests)
         return None
 
-    def _running(self, line: str, cell: str | None) -> tuple[Iterator[None], Requests]:
+    def running(self, line: str, cell: str | None) -> tuple[Iterator[None], Requests]:
+        """Return the steps of a cell, and the place for requests."""
         ranks_text, expression = split_dist(line, is_cell=cell is not None)
         session = self.session
         ranks = parse_ranks(ranks_text, session.world_size)
         code = expression if cell is None else with_header(f"%%dist {line}".rstrip(), cell)
         return run_on_ranks(session, code, ranks)
-
-
-def _serves_clicks() -> bool:
-    return int(ipykernel.__version__.split(".")[0]) >= _SERVES_CLICKS_FROM
 
 
 def _script_call(words: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-__all__ = ["News", "metrics_within", "newest", "rows_from"]
+__all__ = ["News", "metrics_within", "newest", "ratio", "rows_from"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ def rows_from(rows: Rows, first: int) -> dict[str, Floats]:
 
 
 def metrics_within(
-    logged: Mapping[str, Mapping[int, tuple[float, int]]],
+    logged: Mapping[str, Mapping[int, tuple[float, float]]],
     time_s: Mapping[int, float],
     low: int,
     high: int | None,
@@ -55,17 +56,17 @@ def metrics_within(
     found = {}
     for name, values in logged.items():
         steps = range(low + 1, high + 1) if high is not None else [s for s in values if s > low]
-        points = [
-            (step, time_s[step], values[step][0] / values[step][1])
-            for step in steps
-            if step in values
-        ]
+        points = [(step, time_s[step], ratio(*values[step])) for step in steps if step in values]
         if points:
             found[name] = np.array(points, dtype=np.float64)
     return found
 
 
-def newest(values: Mapping[int, tuple[float, int]]) -> float:
+def newest(values: Mapping[int, tuple[float, float]]) -> float:
     """Return the value of the last step, mean over the ranks."""
-    total, count = values[max(values)]
-    return total / count
+    return ratio(*values[max(values)])
+
+
+def ratio(total: float, count: float) -> float:
+    """Return their quotient; NaN where an estimated denominator is not positive."""
+    return total / count if count > 0 else math.nan

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from dtkit.telemetry._series import (
     share,
 )
 from dtkit.telemetry.history import History
-from dtkit.telemetry.news import News, metrics_within, newest, rows_from
+from dtkit.telemetry.news import News, metrics_within, newest, ratio, rows_from
 from dtkit.telemetry.view import MAX_POINTS, RunView
 
 if TYPE_CHECKING:
@@ -68,9 +68,9 @@ class RunState:
         self.name = name
         self.recipe = recipe
         self.start_unix_s = time.time() if start_unix_s is None else start_unix_s
-        self.state = "starting"
+        self.state, self.stall = "starting", ""
         self.error: str | None = None
-        self.stall = ""
+        self.summaries: tuple[dict[str, Any], ...] = ()
         self._lock = threading.Lock()
         self._ranks = {rank: RankSeries(rank) for rank in sorted(ranks)}
         self._rows = Rows()
@@ -79,7 +79,7 @@ class RunState:
         self._best_loss = math.inf
         self._total_steps: int | None = None
         self._notes: dict[str, None] = {}
-        self._logged: dict[str, dict[int, tuple[float, int]]] = {}
+        self._logged: dict[str, dict[int, tuple[float, float]]] = {}
         self._log_time_s: dict[int, float] = {}
         self._end_unix_s: float | None = None
         self._num_samples = 0.0
@@ -158,6 +158,7 @@ class RunState:
         else:
             self._ranks[event.rank].state = event.state
             self._ranks[event.rank].end_s = event.time_s
+            self.summaries = (*self.summaries, event.summary)
             self._merge()
 
     def _start(self, event: RankStarted) -> None:
@@ -172,7 +173,8 @@ class RunState:
             self._log_time_s[step] = time_s
             for name, value in metrics.items():
                 total, count = self._logged.setdefault(name, {}).get(step, (0.0, 0))
-                self._logged[name][step] = (total + value, count + 1)
+                more, weight = value if isinstance(value, list) else (value, 1)
+                self._logged[name][step] = (total + more, count + weight)
 
     def _merge(self) -> None:
         """Turn steps that every rank has finished into rows."""
@@ -293,6 +295,6 @@ class RunState:
         for name, values in self._logged.items():
             logged = np.full(len(at), np.nan)
             for step, (total, count) in values.items():
-                logged[at[step]] = total / count
+                logged[at[step]] = ratio(total, count)
             columns[name if name not in columns else f"logged_{name}"] = logged
         return History(columns)

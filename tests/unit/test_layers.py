@@ -27,6 +27,7 @@ BASE = (
     "dtkit.compression",
     "dtkit.events",
     "dtkit.output",
+    "dtkit.batchsize",
     "dtkit.options",
     "dtkit.recipe",
     "dtkit.values",
@@ -43,16 +44,22 @@ VIEW = (
     "dtkit._render",
     "dtkit._runstable",
     "dtkit._summary",
+    "dtkit._sweeptable",
+    "dtkit._sweepview",
     "dtkit._terminal",
+    "dtkit._trialboard",
+    "dtkit._tuneview",
     "dtkit.dashboard",
 )
 MAY_VIEW = (*VIEW, "dtkit.telemetry", "numpy", *BASE)
 SESSION = (
+    "dtkit.advice",
     "dtkit.archive",
     "dtkit.companions",
     "dtkit.followed",
     "dtkit.orphans",
     "dtkit.session",
+    "dtkit.session_cells",
     "dtkit.session_core",
     "dtkit.requests",
     "dtkit.run",
@@ -66,6 +73,9 @@ SESSION = (
     "dtkit.repair",
     "dtkit.celloutput",
     "dtkit.procgroup",
+    "dtkit.sweep",
+    "dtkit.trials",
+    "dtkit.tune",
     "dtkit.transfer",
     "dtkit.waiting",
 )
@@ -81,6 +91,10 @@ MAY_SESSION = (
     "dtkit._gantt",
     "dtkit._runstable",
     "dtkit._summary",
+    "dtkit._sweeptable",
+    "dtkit._sweepview",
+    "dtkit._tuneview",
+    "numpy",
     "psutil",  # whether the kernel that drove a run is alive
     *BASE,
 )
@@ -103,6 +117,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "dtkit._render": MAY_VIEW,
     "dtkit._runstable": MAY_VIEW,
     "dtkit._summary": MAY_VIEW,
+    "dtkit._sweeptable": MAY_VIEW,
+    "dtkit._sweepview": ("matplotlib", *MAY_VIEW),
+    "dtkit._trialboard": ("ipywidgets", "IPython.display", "IPython.core.getipython", *MAY_VIEW),
+    "dtkit._tuneview": ("matplotlib", *MAY_VIEW),
     "dtkit._terminal": MAY_VIEW,
     "dtkit.dashboard": ("ipywidgets", "IPython.display", "IPython.core.getipython", *MAY_VIEW),
     # IPython's profile folders belong to the interface of ipyparallel's launchers.
@@ -130,6 +148,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "dtkit.waiting",
         "dtkit.dashboard",
         "dtkit._render",
+        "dtkit._trialboard",
+        "dtkit.tune",
         "IPython",
         "ipykernel",  # its version decides whether buttons are served
         "traitlets",  # the settings that %config lists
@@ -165,7 +185,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 MAY_IMPORT_LAZILY: dict[str, tuple[str, ...]] = {
     "dtkit": (
         "dtkit.session",
+        "dtkit.session_core",
         "dtkit.run",
+        "dtkit.sweep",
+        "dtkit.tune",
         "dtkit.archive",
         "dtkit.magics",
         "dtkit.engine.checkpointing.face",
@@ -179,6 +202,8 @@ MAY_IMPORT_LAZILY: dict[str, tuple[str, ...]] = {
     ),  # in a process that is an engine
     "dtkit.transfer": ("cloudpickle",),  # loads torch when the object that it reads has tensors
     "dtkit._text": ("dtkit.telemetry",),  # the types that it puts into words
+    "dtkit._tuneview": ("dtkit.tune",),  # the types that it draws
+    "dtkit.sweep": ("pandas",),  # optional: Sweep.to_pandas
     "dtkit.telemetry": ("pandas",),  # optional: History.to_pandas
 }
 

@@ -8,6 +8,7 @@ import dtkit
 from dtkit.magics import MAGICS
 from dtkit.run import Run
 from dtkit.session import Session
+from dtkit.session_cells import CellVerbs
 from dtkit.session_core import SessionCore
 
 NAMES = {
@@ -18,6 +19,8 @@ NAMES = {
     "checkpoint",
     "current_session",
     "last_run",
+    "last_sweep",
+    "last_tuning",
     "load_ipython_extension",
     "log",
     "resume",
@@ -34,6 +37,10 @@ SESSION = {
     "id": "property",
     "train": "(self, cell, *, recipe, options, name, ranks)",
     "training": "(self, cell, *, recipe, options, name, ranks)",
+    "sweep": "(self, cell, axes, *, recipe, options, name, ranks)",
+    "sweeping": "(self, cell, axes, *, recipe, options, name, ranks)",
+    "tune": "(self, cell, what, *, settings, recipe, ranks)",
+    "tuning": "(self, cell, what, *, settings, recipe, ranks)",
     "execute": "(self, cell, *, ranks)",
     "running": "(self, cell, *, ranks)",
     "pull": "(self, name, *, rank)",
@@ -63,6 +70,7 @@ RUN = {
     "operators": "(self)",
     "write_tensorboard": "(self, folder)",
     "end_unix_s": "property",
+    "summaries": "property",
     "replay": "(self, event)",
     "replay_end": "(self, state, error, end_unix_s)",
     "state": "property",
@@ -81,6 +89,8 @@ RUN = {
 TWINS = {
     "dist_init": Session.start,
     "dist_train": Session.train,
+    "dist_sweep": Session.sweep,
+    "dist_tune": Session.tune,
     "dist": Session.execute,
     "dist_pull": Session.pull,
     "dist_push": Session.push,
@@ -125,7 +135,7 @@ def test_the_names_of_the_package() -> None:
 
 
 def test_what_a_session_offers() -> None:
-    assert public(SessionCore) | public(Session) == SESSION
+    assert public(SessionCore) | public(CellVerbs) | public(Session) == SESSION
 
 
 def test_what_a_run_offers() -> None:
@@ -138,7 +148,9 @@ def test_every_magic_has_a_twin_on_the_session() -> None:
 
 
 def test_every_public_name_is_documented() -> None:
-    documented = [getattr(dtkit, name) for name in NAMES - {"last_run"}]
+    documented = [
+        getattr(dtkit, name) for name in NAMES - {"last_run", "last_sweep", "last_tuning"}
+    ]
     documented += [getattr(Session, name) for name in SESSION]
     documented += [getattr(Run, name) for name in RUN]
     for thing in documented:

@@ -93,6 +93,7 @@ class Bucket:
 
     def launch(self) -> None:
         """Copy the gradients in and start averaging them over the ranks."""
+        self._wire.on_launch(self)
         with torch.no_grad():
             self._missing = [i for i, p in enumerate(self.params) if p.grad is None]
             self._presence.fill_(1.0)

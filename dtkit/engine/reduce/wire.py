@@ -14,6 +14,7 @@ from dtkit.engine.reduce.momentum import MomentumCorrection
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from dtkit.engine.reduce.buckets import Bucket
     from dtkit.engine.reduce.compressors import Compressor
 
 __all__ = ["Averaging", "Wire", "gather", "num_gathered_bytes", "num_reduced_bytes"]
@@ -51,6 +52,8 @@ class Wire:
         self.group = group
         self.compression = compression or Compression()
         self.on_sent = on_sent
+        self.on_launch: Callable[[Bucket], None] = _ignore
+        """Called with each bucket just before its averaging begins: it holds the rank's own."""
         self.momentum = MomentumCorrection() if self.compression.name == "topk" else None
 
     def layout_of(self, params: Sequence[torch.Tensor]) -> Layout:
@@ -129,3 +132,7 @@ def num_gathered_bytes(num_bytes: float, world_size: int) -> float:
 
 def _num_bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
+
+
+def _ignore(_bucket: Bucket) -> None:
+    return None
