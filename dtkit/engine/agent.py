@@ -138,7 +138,10 @@ class Agent:
         except Exception:  # to be freed matters more than to be described
             logging.getLogger("dtkit").exception("where this rank is cannot be told")
             place = {}
-        is_due = place.get("state") == "collective" or not request.get("only_waiting", False)
+        # Idle: it has come to its end meanwhile, and the group may be a new one already.
+        is_due = self.is_busy and (
+            place.get("state") == "collective" or not request.get("only_waiting", False)
+        )
         if is_due and self.group is not None:
             release(self.group, is_hard=request.get("is_hard", False))
         return {"is_cut": is_due, "place": place}
