@@ -227,7 +227,8 @@ class Supervisor:
     def _press_on(self, ranks: tuple[int, ...]) -> None:
         """See to ranks that were freed and go on: they are in Python, or answer nothing."""
         is_late = time.monotonic() - self._released_s > _ANSWER_S
-        has_asked = self._requests.num_interrupts > self._num_served
+        num_asked = self._requests.num_interrupts  # the next may come while this one is served
+        has_asked = num_asked > self._num_served
         if has_asked and self._num_served > 1 and is_late:
             self.replaced = ranks
             self._engines.signal(signal.SIGKILL, ranks)
@@ -238,7 +239,7 @@ class Supervisor:
             # A peer that was killed can leave a send parked that the first cut does not wake.
             self._cut(ranks, is_hard=True)
             self._interrupt(ranks)
-        self._num_served = self._requests.num_interrupts
+        self._num_served = num_asked
 
     def _interrupt(self, ranks: tuple[int, ...]) -> None:
         self._engines.signal(signal.SIGINT, ranks)

@@ -180,12 +180,12 @@ class _Deeds:
 
     def do_due(self) -> bool:
         """Do what is due; return whether the cell goes on for much too long."""
-        now_s = time.monotonic()
         if self.begun_s is None:
             places = self.session._engines.control("where").values()  # noqa: SLF001
-            if any(place["state"] != "idle" for place in places):
-                self.begun_s = now_s
+            if any(place.get("state") != "idle" for place in places):
+                self.begun_s = time.monotonic()  # now: who holds the GIL does not answer for long
             return False
+        now_s = time.monotonic()
         if self.acts and now_s >= self.begun_s + self.acts[0][0]:
             self._do(self.acts.pop(0)[1])
         is_hung = now_s > self.begun_s + _HUNG_AFTER_S
