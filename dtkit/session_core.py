@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import threading
 import time
 from dataclasses import asdict
 from importlib.metadata import version
@@ -84,6 +85,8 @@ class SessionCore:
         self._repair = Repair(self._engines, self._group, cluster.replace, self.facts)
         self._conductor = Conductor(self._engines, self._group, self._repair)
         self._is_closed = False
+        self._ending = threading.RLock()
+        """Held while the processes are being ended: who closes as well waits for that."""
         cluster.on_breakdown = self._close_broken
         self._boards: Boards | None = None
 
@@ -234,8 +237,9 @@ class SessionCore:
         atexit.register(self._close_at_exit)
 
     def _close(self, *, is_hurried: bool) -> None:
-        if self._forget():
-            self._cluster.stop(is_hurried=is_hurried)
+        with self._ending:
+            if self._forget():
+                self._cluster.stop(is_hurried=is_hurried)
 
     def _forget(self) -> bool:
         """Let go of the session; return whether it was open."""
