@@ -18,6 +18,7 @@ _PID_STEP = 1_000_000
 _ID_STEP = 1_000_000_000
 """Flow numbers of different ranks must differ; torch counts from 1 on each."""
 _STEP = "ProfilerStep#"
+_STEPS_TID = 0
 _COLLECTIVE = ("c10d::", "nccl:")
 
 # Any, below: events as JSON.
@@ -100,9 +101,21 @@ def _of_rank(
                 moved["args"] = {"sort_index": pid}
         else:
             moved["ts"] = event["ts"] + shift_us
+            if str(event.get("name", "")).startswith(_STEP):
+                # They end within the optimizer's step, which is where its end can be
+                # seen; two that overlap cannot stand on one line.
+                moved["tid"] = _STEPS_TID
         if isinstance(event.get("id"), int):
             moved["id"] = _ID_STEP * (rank + 1) + event["id"]
         yield moved
+    for pid in {e["pid"] for e in events if str(e.get("name", "")).startswith(_STEP)}:
+        about_line = {
+            "name": "thread_name",
+            "ph": "M",
+            "tid": _STEPS_TID,
+            "args": {"name": "steps"},
+        }
+        yield {**about_line, "pid": pids[pid]}
 
 
 def _arrows(by_rank: dict[int, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:

@@ -221,7 +221,13 @@ def make_profile(rank: int, shift_ns: int, calls: list[float]) -> tuple[Any, Any
         {"ph": "M", "name": "process_sort_index", "pid": "Spans", "tid": 0, "ts": 0,
          "args": {"sort_index": 3}},
     ]  # fmt: skip
-    trace = {"baseTimeNanoseconds": 10**18, "traceEvents": [*names, step, *collectives, flow]}
+    trace: dict[str, Any] = {
+        "baseTimeNanoseconds": 10**18,
+        "traceEvents": [*names, step, *collectives, flow],
+    }
+    # It is where the end of a step is seen.
+    optimizer = {"ph": "X", "name": "Optimizer.step", "pid": 123, "tid": 5, "ts": 95.0, "dur": 9.0}
+    trace["traceEvents"].append(optimizer)
     return {"rank": rank, "device": "cpu", "shift_ns": shift_ns}, trace
 
 
@@ -233,6 +239,7 @@ def test_profiles_are_merged_with_arrows_between_the_ranks() -> None:
     assert names == ["rank 0 (cpu)", "rank 1 (cpu)"]
     assert len({e["pid"] for e in events}) == 4
     assert all(isinstance(e["pid"], int) for e in events)
+    assert_nested([e for e in events if e["ph"] == "X"])
     steps = [e["ts"] for e in events if e["name"] == "ProfilerStep#7"]
     assert steps == [0, 5]
     assert len({e["id"] for e in events if e.get("cat") == "fwdbwd"}) == 2
