@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["absent", "describe", "describe_all", "format_seconds"]
 
+_MIN_WAIT_S = 0.5
+"""Nobody waits before: the ranks answer at different instants, and are then some steps apart."""
+
 
 def describe(place: RankPlace) -> str:
     """Return what a rank is doing: "in all_reduce #17", "waiting for data", "in Python"."""
@@ -61,7 +64,7 @@ def format_seconds(seconds: float) -> str:
 
 def _furthest(places: Sequence[RankPlace]) -> list[RankPlace]:
     """Return the ranks in the collective with the highest number; of several groups the whole."""
-    inside = [place for place in places if place.state == "collective"]
+    inside = [p for p in places if p.state == "collective" and p.seconds >= _MIN_WAIT_S]
     whole = [place for place in inside if not place.group] or inside
     newest = max((place.sequence or 0 for place in whole), default=0)
     return [place for place in whole if (place.sequence or 0) == newest]

@@ -47,6 +47,7 @@ def test_who_has_not_arrived_is_named_with_where_it_is() -> None:
         ([inside(0), inside(1)], []),  # all are there: the network is at work
         ([inside(0), inside(1, 16)], [1]),  # one is a collective behind
         ([RankPlace(0, "python", 3), RankPlace(1, "data", 3)], []),
+        ([inside(0, seconds=0.1), inside(1, 16, seconds=0.1)], []),  # they answered one by one
         ([inside(0), RankPlace(1, "no answer")], [1]),
         ([inside(0), RankPlace(1, "lost")], [1]),
         ([inside(0), inside(1, 40, group="pair")], [1]),  # numbers of other groups do not compare
@@ -83,7 +84,13 @@ class Rank1IsLate:
         assert timeout_s < 1.0  # Stop must not wait for long
         self.num_asked += 1
         return {
-            0: {"state": "collective", "line": 9, "operation": "all_reduce", "sequence": 3},
+            0: {
+                "state": "collective",
+                "line": 9,
+                "operation": "all_reduce",
+                "sequence": 3,
+                "seconds": 39.0,
+            },
             1: {"state": "python", "line": 5, "seconds": 40.0},
         }
 
