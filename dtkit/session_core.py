@@ -150,11 +150,12 @@ class SessionCore:
             msg = f"{Registry.session} is open; %dist_shutdown ends it"
             raise DtkitError(msg)
         begun_s = time.monotonic()
-        session = cls(AttachedCluster(choose_orphan(session_id).dir))
+        cluster = AttachedCluster(choose_orphan(session_id).dir)
+        session = cls(cluster)
         try:
             session.facts.update(session._group.take_over())
         except BaseException:
-            session._cluster.leave()
+            cluster.give_back()
             raise
         session.start_s = time.monotonic() - begun_s
         session._open()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import ipyparallel as ipp
@@ -33,7 +35,8 @@ class AttachedCluster(HostCluster):
     def __init__(self, folder: Path) -> None:
         try:
             with locked(folder):
-                super().__init__(_free_record(folder).taken_over())
+                self._found = _free_record(folder)
+                super().__init__(self._found.taken_over())
         except FileNotFoundError:
             msg = f"session {folder.name} has ended meanwhile; start anew with %dist_init"
             raise InvalidInputError(msg) from None
@@ -43,6 +46,7 @@ class AttachedCluster(HostCluster):
                 timeout=_CONNECT_TIMEOUT_S,
             )
         except (OSError, TimeoutError) as error:
+            self.give_back()
             msg = (
                 f"the controller of session {self.record.id} does not answer ({error}); "
                 f"%dist_orphans --end {self.record.id} ends what is left of it"
@@ -52,6 +56,12 @@ class AttachedCluster(HostCluster):
         self.engines.note_missing()
         if self.record.guardian is None or not self.record.guardian.is_alive:
             self.post_guardian()
+
+    def give_back(self) -> None:
+        """Leave the session as it was found, to be taken over again or ended."""
+        self.leave()
+        with contextlib.suppress(FileNotFoundError):  # it has ended meanwhile
+            replace(self.record, driver=self._found.driver, owner=self._found.owner).write()
 
 
 def _free_record(folder: Path) -> SessionRecord:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dtkit.errors import InvalidInputError
+from dtkit.cluster import AttachedCluster
+from dtkit.errors import InvalidInputError, StartError
 from dtkit.guard import record as records
 from dtkit.guard.__main__ import Guardian
 from dtkit.guard.processes import Identity, end
@@ -155,6 +156,13 @@ def test_an_orphan_without_guardian_says_so_and_can_be_ended(record: SessionReco
         choose_orphan("other")
     end_orphan("abc")
     assert list_orphans() == ()
+
+
+def test_a_session_that_does_not_answer_stays_an_orphan(record: SessionRecord) -> None:
+    kill(record.driver)
+    with pytest.raises(StartError, match="%dist_orphans --end abc ends what is left of it"):
+        AttachedCluster(record.dir)
+    assert [orphan.id for orphan in list_orphans()] == ["abc"]
 
 
 def test_what_belongs_to_a_kernel_cannot_be_ended(record: SessionRecord) -> None:
