@@ -160,9 +160,9 @@ class WidgetDashboard:
         clock: Clock = time.monotonic,
         cpu_clock: Clock = time.thread_time,
     ) -> None:
-        # Together 5 % of a core; apart, so that a slow chart does not hold up the state.
+        # Together 4 % of a core; apart, so that a slow chart does not hold up the state.
         self._pace = Pace(_TEXT_INTERVAL_S, clock, cpu_clock, 0.01)
-        self._slow_pace = Pace(_CHART_INTERVAL_S, clock, cpu_clock, 0.04)
+        self._slow_pace = Pace(_CHART_INTERVAL_S, clock, cpu_clock, 0.03)
         self._controls = Controls(on_stop, on_pause, self._slow_pace.hurry, can_click=can_click)
         self._chart: Any = None
         self._drawn: tuple[object, ...] = ()

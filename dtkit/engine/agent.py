@@ -197,13 +197,16 @@ def drain_descriptors() -> None:
     A child process and C code write there. A thread of ipykernel's reads it; what
     it has not read when the cell ends comes after the cell's end, and is lost.
     """
+    descriptors = [getattr(stream, "_fid", None) for stream in (sys.stdout, sys.stderr)]
     deadline = time.monotonic() + _DRAIN_TIMEOUT_S
-    for stream in (sys.stdout, sys.stderr):
-        descriptor = getattr(stream, "_fid", None)
-        while descriptor is not None and time.monotonic() < deadline:
-            waiting = fcntl.ioctl(descriptor, termios.FIONREAD, b"\0" * 4)
-            # Also when nothing waits: the thread may have read and not yet have
-            # had the GIL to pass it on.
-            time.sleep(_DRAIN_STEP_S)
-            if not any(waiting):
-                break
+    while time.monotonic() < deadline:
+        is_waiting = [
+            any(fcntl.ioctl(descriptor, termios.FIONREAD, b"\0" * 4))
+            for descriptor in descriptors
+            if descriptor is not None
+        ]
+        # Also when nothing waits: the thread may have read and not yet have
+        # had the GIL to pass it on.
+        time.sleep(_DRAIN_STEP_S)
+        if not any(is_waiting):
+            break
