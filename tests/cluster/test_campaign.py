@@ -20,6 +20,7 @@ def test_a_short_campaign_is_survived() -> None:
         capture_output=True, text=True, check=False, cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{NUM_FAULTS} faults on 3 ranks" in done.stdout
-    assert "0 hung, 0 orphans" in done.stdout
+    said = done.stdout + done.stderr
+    assert f"{NUM_FAULTS} faults on 3 ranks" in said
+    # What engines grew is told, not judged: so few faults are no trend.
+    assert f"{NUM_FAULTS} detected, {NUM_FAULTS} with state kept, 0 hung, 0 orphans" in said, said

@@ -70,6 +70,7 @@ try:
 {body}
 finally:
     freed_s = time.time()
+    group = None  # who keeps a group keeps its threads
 """
 
 _PLAIN = """

@@ -102,11 +102,11 @@ class Rig:
         rank = self.rng.randrange(self.session.world_size)
         before = self._pids()
         self.mark.unlink(missing_ok=True)
-        at_s = self._drive(fault, rank, trial)
+        times_s = self._drive(fault, rank, trial)
         if self.mark.exists():
-            at_s = float(self.mark.read_text())
+            times_s = [float(self.mark.read_text())]
         ended_s = time.monotonic()
-        self._verify(trial, rank, at_s)
+        self._verify(trial, rank, times_s)
         trial.usable_s = time.monotonic() - ended_s
         changed = {r for r, pid in self._pids().items() if pid != before[r]}
         ends_rank = fault.ends_rank or fault.ends == "died"
@@ -115,8 +115,8 @@ class Rig:
             self.growth.setdefault(pid, Growth()).note(psutil.Process(pid))
         return trial
 
-    def _drive(self, fault: Fault, rank: int, trial: Trial) -> float:
-        """See the cell to its end; return when the last act was done, Unix time in seconds."""
+    def _drive(self, fault: Fault, rank: int, trial: Trial) -> list[float]:
+        """See the cell to its end; return when the acts were done, Unix times in seconds."""
         body = fault.body.replace("{step}", str(self.rng.randint(0, _MAX_STEP)))
         cell = CELL.replace("{rank}", str(rank)).replace(
             "{body}", textwrap.indent(body.strip("\n"), "    ")
@@ -139,14 +139,14 @@ class Rig:
             trial.is_detected = [(f.rank, f.ename) for f in error.causes] == [(rank, ename)]
         except DtkitError as error:
             trial.text = str(error)
-        return deeds.done_s
+        return deeds.times_s
 
-    def _verify(self, trial: Trial, rank: int, at_s: float) -> None:
+    def _verify(self, trial: Trial, rank: int, times_s: list[float]) -> None:
         session = self.session
         try:
             lost = session._engines.lost  # noqa: SLF001  what a user reads in the error
             alive = [r for r in session.ranks if r not in lost]
-            trial.release_s = self._release_s([r for r in alive if r != rank] or alive, at_s)
+            trial.release_s = self._release_s([r for r in alive if r != rank] or alive, times_s)
             if lost:
                 session.restart(refill=True)
             answers = session.execute("'kept' in globals()").results
@@ -158,10 +158,12 @@ class Rig:
         except DtkitError as error:
             trial.text += f"\nnot usable: {error}"
 
-    def _release_s(self, ranks: list[int], at_s: float) -> float | None:
+    def _release_s(self, ranks: list[int], times_s: list[float]) -> float | None:
         answers = self.session.execute("globals().get('freed_s')", ranks=ranks).results
         freed_s = [float(ast.literal_eval(t)) for t in answers.values() if t != "None"]
-        return max(freed_s) - at_s if freed_s else None
+        # Of several acts the last before it is what freed them.
+        before_s = [at_s for at_s in times_s if freed_s and at_s <= max(freed_s)]
+        return max(freed_s) - max(before_s) if before_s else None
 
     def _pids(self) -> dict[int, int]:
         return {rank: fact["pid"] for rank, fact in self.session.facts.items()}
@@ -176,7 +178,7 @@ class _Deeds:
     acts: list[tuple[float, str]]
     rank: int
     begun_s: float | None = None
-    done_s: float = field(default_factory=time.time)
+    times_s: list[float] = field(default_factory=list)
 
     def do_due(self) -> bool:
         """Do what is due; return whether the cell goes on for much too long."""
@@ -195,7 +197,7 @@ class _Deeds:
         return is_hung
 
     def _do(self, act: str) -> None:
-        self.done_s = time.time()
+        self.times_s.append(time.time())
         if act == "press":
             self.requests.interrupt()
         elif act == "now":
