@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dtkit._comparison import smoothed
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -19,8 +17,10 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-__all__ = ["Outcome", "compare", "samples_and_seconds"]
+__all__ = ["Outcome", "compare", "samples_and_seconds", "smoothed_loss"]
 
+_WINDOW = 0.1
+"""Of the samples at which losses are compared, that they are averaged over."""
 _NAN = math.nan
 
 
@@ -42,7 +42,7 @@ class Outcome:
         samples_per_s: over all ranks, in the whole run but its first step.
         sent_bytes: of a rank in a step, to average gradients.
         peak_gib: of device memory, on CPU of resident memory; the largest of the ranks'.
-        train_s: seconds from the first step's begin to the last one's end.
+        train_s: seconds from the first step's end to the last one's.
     """
 
     label: str
@@ -88,10 +88,36 @@ def compare(
 
 
 def samples_and_seconds(history: History) -> tuple[Floats, Floats]:
-    """Return, for each step, the samples seen by then and the seconds since the first began."""
+    """Return, for each step, the samples seen by then and the seconds since the first was done.
+
+    The first step begins before there is anything to train with.
+    """
     samples = np.nan_to_num(history["samples_per_s"] * history["step_ms"] / 1000.0)
-    begun_s = history["time_s"][0] - np.nan_to_num(history["step_ms"][0]) / 1000.0
-    return np.cumsum(samples), history["time_s"] - begun_s
+    return np.cumsum(samples), history["time_s"] - history["time_s"][0]
+
+
+def smoothed_loss(history: History, num_samples: float) -> Floats:
+    """Return each step's loss averaged with those before it, over as many samples.
+
+    By samples, not by steps: an epoch's last batch may be of a few samples, whose loss says
+    little, and runs of different batches are to be averaged over the same stretch.
+    """
+    seen, _ = samples_and_seconds(history)
+    loss = history["loss"]
+    if not seen[-1]:
+        return loss
+    weights = np.diff(seen, prepend=0.0)
+    low = np.searchsorted(seen, seen - max(num_samples, 1.0) * (1 - 1e-9), side="right")
+    low = np.minimum(low, np.arange(len(seen)))
+
+    def over_window(values: Floats) -> Floats:
+        sums = np.cumsum(np.append(0.0, values))
+        within: Floats = sums[1:] - sums[low]
+        return within
+
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = over_window(np.where(np.isfinite(loss), weights * loss, 0.0)) / over_window(weights)
+    return np.where(over_window(~np.isfinite(loss) * 1.0) > 0, np.nan, mean)
 
 
 def _outcome(  # noqa: PLR0917  what is compared, and at what
@@ -99,7 +125,8 @@ def _outcome(  # noqa: PLR0917  what is compared, and at what
     equal_samples: float, equal_s: float,
 ) -> Outcome:  # fmt: skip
     samples, seconds = samples_and_seconds(history)
-    loss = smoothed(history["loss"])
+    window = _WINDOW * (samples[-1] if math.isnan(equal_samples) else equal_samples)
+    loss = smoothed_loss(history, window)
     # The first step loads what later ones find loaded.
     ms = np.nansum(history["step_ms"][1:])
     rate = 1000.0 * (samples[-1] - samples[0]) / ms if ms > 0 else _NAN

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dtkit._comparison import smoothed
 from dtkit._runstable import html_table, text_table
-from dtkit._sweeptable import samples_and_seconds
+from dtkit._sweeptable import samples_and_seconds, smoothed_loss
 from dtkit._text import GLYPHS, format_bytes, format_loss, format_rate, format_size, format_time
 
 if TYPE_CHECKING:
@@ -27,6 +26,8 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#595959", "#56B4E9")
 _STYLES = ("-", "--", "-.", ":")
 _UNKNOWN = "–"
 _MAX_ERROR_CHARS = 90
+_DRAWN = 0.05
+"""Of a run's samples, that its drawn loss is averaged over."""
 
 Curves = "Sequence[tuple[str, History]]"
 
@@ -66,7 +67,7 @@ def draw(curves: Sequence[tuple[str, History]]) -> bytes:
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, 2, sharey=True)
         for i, (label, history) in enumerate(curves):
-            loss = smoothed(history["loss"])
+            loss = smoothed_loss(history, _DRAWN * samples_and_seconds(history)[0][-1])
             known = np.isfinite(loss)
             for axes, values in zip(panels, samples_and_seconds(history), strict=True):
                 axes.plot(

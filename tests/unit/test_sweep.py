@@ -94,8 +94,8 @@ def test_a_sweep_of_nothing_is_refused(axes: dict[str, Any], tmp_path: Path) -> 
 
 
 def test_losses_are_compared_at_equal_samples_and_at_equal_time() -> None:
-    small = history([10.0, 8, 6, 5, 4, 3, 2.5, 2], batch=10, step_ms=10)  # 80 samples, 80 ms
-    large = history([9.0, 7, 6, 5], batch=20, step_ms=15)  # 80 samples, 60 ms
+    small = history([10.0, 8, 6, 5, 4, 3, 2.5, 2], batch=10, step_ms=10)  # 80 samples, 70 ms
+    large = history([9.0, 7, 6, 5], batch=20, step_ms=15)  # 80 samples, 45 ms
     broken = history([9.0], batch=20, step_ms=15)
     one, two, failed, refused = compare(
         [
@@ -106,16 +106,25 @@ def test_losses_are_compared_at_equal_samples_and_at_equal_time() -> None:
         ]
     )
     assert (one.loss_at_samples, two.loss_at_samples) == (2, 5)
-    assert (one.loss_at_time, two.loss_at_time) == (3, 5)
+    assert (one.loss_at_time, two.loss_at_time) == (4, 5)
     assert one.equal_samples == pytest.approx(80)
-    assert one.equal_s == pytest.approx(0.06)
+    assert one.equal_s == pytest.approx(0.045)
     assert (one.samples_per_s, two.samples_per_s) == (pytest.approx(1000), pytest.approx(4000 / 3))
     assert math.isnan(failed.loss_at_samples)
     assert refused.num_steps == 0
     text = sweep_text("s", [one, two, failed, refused], ["a note"])
     assert "loss at 80 samples" in text
-    assert "loss at 0.06 s" in text
+    assert "loss at 0.045 s" in text
     assert "✖ failed: ranks 0, 1: ValueError: no" in text
     bundle = sweep_bundle("s", [one, two], [("a", small), ("b <", large)], ["a <note>"])
     assert "alt=" in bundle["text/html"]
     assert "a &lt;note&gt;" in bundle["text/html"]
+
+
+def test_a_small_last_batch_does_not_decide() -> None:
+    run = history([3.0, 2.0, 2.0, 2.0], batch=60, step_ms=10)
+    columns = dict(run) | {"loss": np.array([3.0, 2.0, 2.0, 9.0])}
+    columns["samples_per_s"] = np.array([6000.0, 6000.0, 6000.0, 200.0])
+    (one,) = compare([("a", "finished", "", History(columns), 1.0)])
+    # 18.2 samples: the last batch's 2, and the 60 before them.
+    assert one.loss == pytest.approx((2 * 9 + 60 * 2) / 62)
