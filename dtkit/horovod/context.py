@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from dtkit.horovod import world
 from dtkit.horovod.controller import Controller, Handle
 from dtkit.horovod.coordinator import Coordinator, Patience
 from dtkit.horovod.engine import engine_place, on_release, recording_links
@@ -145,7 +146,7 @@ def open_context() -> None:
     if _Open.context is not None:  # its group is gone
         _abandon(_Open.context)
     is_ours = not dist.is_initialized()
-    place = engine_place() or place_of(os.environ)
+    place = engine_place() or (world.place() if world.is_elastic() else place_of(os.environ))
     if is_ours:
         make_group(place)
     place = Place(

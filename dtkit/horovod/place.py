@@ -57,7 +57,7 @@ _LAUNCHERS = (
     _Launcher("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK"),
     _Launcher(
         "horovodrun", "HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK",
-        "HOROVOD_LOCAL_SIZE", "HOROVOD_CROSS_RANK",
+        "HOROVOD_LOCAL_SIZE", "HOROVOD_CROSS_RANK", job=("HOROVOD_JOB_ID",),
     ),
     _Launcher(
         "mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK",

@@ -32,6 +32,7 @@ class _Meeting:
     """The store of this process's job: kept, since a job may shut down and start again."""
 
     store: dist.Store | None = None
+    job: str | None = None
     num_groups = 0
 
 
@@ -47,8 +48,8 @@ def make_group(place: Place) -> None:
         InvalidInputError: the launcher does not say where to meet.
         HorovodInternalError: not all of them came in time.
     """
-    if _Meeting.store is None:
-        _Meeting.store = _store(place)
+    if _Meeting.store is None or _Meeting.job != place.job:
+        _Meeting.store, _Meeting.job, _Meeting.num_groups = _store(place), place.job, 0
     _Meeting.num_groups += 1  # a prefix that served a group before may hang the next
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = dist.PrefixStore(f"dtkit-hvd/{attempt}/{_Meeting.num_groups}", _Meeting.store)

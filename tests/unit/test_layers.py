@@ -163,6 +163,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "dtkit.engine.parts",
         "dtkit.errors",
     ),
+    # Starts ranks; imports no torch, so that it answers at once.
+    "dtkit.horovod.launch": (
+        "cloudpickle",
+        "dtkit.horovod.world",
+        "dtkit.horovod.errors",
+        "dtkit.errors",
+    ),
     # Runs on the engines; the driver names it by string.
     "dtkit.engine": (
         "torch",
@@ -195,6 +202,7 @@ MAY_IMPORT_LAZILY: dict[str, tuple[str, ...]] = {
         "dtkit.engine.log",
         "IPython",
     ),
+    "dtkit.horovod.launch": ("dtkit.session", "horovod", "torch"),  # horovodrun may be Horovod's
     "dtkit.horovod": (
         "dtkit.engine.agent",
         "dtkit.engine.group",
@@ -207,7 +215,7 @@ MAY_IMPORT_LAZILY: dict[str, tuple[str, ...]] = {
     "dtkit.telemetry": ("pandas",),  # optional: History.to_pandas
 }
 
-OPTIONAL = {"pandas"}  # imported where it is asked for; a plain install lacks it
+OPTIONAL = {"horovod", "pandas"}  # imported where it is asked for; a plain install lacks it
 
 MAX_MODULE_LINES = 300
 MAX_FUNCTION_LINES = 60

@@ -134,6 +134,8 @@ class Gradients:
         """Begin a new step."""
         self._num_passes = num_passes or self._num_passes
         self._pass = None
+        for bucket in self._buckets:
+            bucket.handle = bucket.sent = None  # only if a collective has failed
         for slot in self._slots():
             slot.reset(self._num_passes)
 
