@@ -23,6 +23,7 @@ from dtkit.horovod.negotiation import GLOBAL_SET
 from dtkit.horovod.place import Place, place_of
 from dtkit.horovod.reduction import zeros_for
 from dtkit.horovod.rendezvous import make_group
+from dtkit.horovod.timeline import Timeline, file_of_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,6 +92,21 @@ class Context:
             msg = f"process set {process_set} {state}"
             raise ValueError(msg)
         return group
+
+    def start_timeline(self, path: str, *, mark_cycles: bool) -> None:
+        """Begin a timeline, on rank 0; one that is being written ends."""
+        self.stop_timeline()
+        if self.coordinator is not None:
+            timeline = Timeline(path, mark_cycles=mark_cycles)
+            self.coordinator.timeline = timeline
+            self.controller.finished = timeline.finished
+
+    def stop_timeline(self) -> None:
+        """End the timeline."""
+        timeline = None if self.coordinator is None else self.coordinator.timeline
+        if self.coordinator is not None and timeline is not None:
+            self.coordinator.timeline = None
+            timeline.close()
 
     def add_group(self, process_set: int, ranks: tuple[int, ...]) -> None:
         """Make a process set's group; all ranks of the job call this in the same order."""
@@ -165,6 +181,9 @@ def open_context() -> None:
         topology, dist.group.WORLD, is_ours, device, {GLOBAL_SET: group},
         {GLOBAL_SET: everyone}, controller, coordinator,
     )  # fmt: skip
+    named = file_of_environment()
+    if named is not None:
+        _Open.context.start_timeline(named[0], mark_cycles=named[1])
     on_release(lambda: controller.fail("this rank was released"))
     atexit.register(close)
 
@@ -175,6 +194,7 @@ def close() -> None:
     if context is None:
         return
     atexit.unregister(close)
+    context.stop_timeline()
     context.controller.close()
     if context.coordinator is not None:
         context.coordinator.wait()

@@ -93,6 +93,7 @@ class Handle:
         if self._error is None and self._collective is not None:
             try:
                 self._result = self._collective.finish()
+                self._controller.finished(self.name, self._collective.meta)
             except RuntimeError as error:
                 self._error = HorovodInternalError(f"{self.name}: {error}")
                 self._error.__cause__ = error
@@ -105,6 +106,9 @@ class Handle:
 
 class Controller:
     """Submits collectives and starts them when they are agreed on.
+
+    Attributes:
+        finished: called with name and meta of each collective whose result was taken.
 
     Args:
         address: host and port of the coordinator.
@@ -126,6 +130,7 @@ class Controller:
         self._handles: dict[tuple[int, str], Handle] = {}
         self._reserved: dict[tuple[int, str], Handle] = {}
         self._lock = threading.Lock()
+        self.finished: Callable[[str, Message], None] = lambda _name, _meta: None
         self._broken: BaseException | None = None
         self._line.send({"rank": rank, "token": token})
         self._thread = threading.Thread(target=self._listen, name="dtkit-hvd", daemon=True)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterable
 
+    from dtkit.horovod.timeline import Timeline
+
 __all__ = ["Coordinator", "Patience"]
 
 
@@ -43,6 +45,9 @@ class Patience:
 class Coordinator:
     """Serves the ranks until all of them are gone.
 
+    Attributes:
+        timeline: is told what the ranks submit; None: nobody is.
+
     Args:
         listener: where they connect.
         size: how many there are.
@@ -59,6 +64,7 @@ class Coordinator:
         self._lines: dict[int, Line] = {}
         self._accepted: list[Line] = []
         self._num_gone = 0
+        self.timeline: Timeline | None = None
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ)
         self._thread = threading.Thread(
@@ -77,6 +83,8 @@ class Coordinator:
                     self._accept()
                 else:
                     self._read(*key.data)
+            if self.timeline is not None:
+                self.timeline.heard()
             self._look_for_stalls()
         self._selector.close()
         self._listener.close()
@@ -117,6 +125,8 @@ class Coordinator:
 
     def _take(self, rank: int, message: Message) -> None:
         if message["do"] == "submit":
+            if self.timeline is not None:
+                self.timeline.submitted(rank, message["name"], message["meta"]["kind"])
             self._answer(self._negotiation.submit(rank, message, time.monotonic()))
         elif message["do"] == "wait":
             self._answer(self._negotiation.wait(rank, (message["set"], message["name"])))
@@ -131,6 +141,8 @@ class Coordinator:
     def _answer(self, answers: Iterable[tuple[int, Message]]) -> None:
         for rank, message in answers:
             line = self._lines.get(rank)
+            if rank == 0 and self.timeline is not None and "error" not in message:
+                self.timeline.agreed(message["name"], message["meta"])
             if line is not None:
                 with contextlib.suppress(OSError):  # its end comes as a message of its own
                     line.send(message)

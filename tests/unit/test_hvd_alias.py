@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,13 @@ alias.install()
 def test_other_frameworks_are_named_as_missing(name: str) -> None:
     code = f"try:\n    import {name}\nexcept ImportError as error:\n    print(error)"
     assert "dtkit has Horovod's interface for torch only" in run(code, STAND_IN)
+
+
+def test_an_installation_puts_the_stand_in_on_the_path() -> None:
+    root = Path(__file__).parents[2]
+    project = tomllib.loads((root / "pyproject.toml").read_text())
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    ((source, target),) = wheel["force-include"].items()
+    assert target == "dtkit_horovod.pth"  # beside the package: its line counts from there
+    assert (root / (root / source).read_text().strip() / "horovod/__init__.py").is_file()
+    assert (root / source).read_text().strip() in wheel["dev-mode-dirs"]

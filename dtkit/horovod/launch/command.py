@@ -31,7 +31,7 @@ def defer_or_run() -> int:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit code of the first rank that failed, else 0."""
+    """Run a command line; returns the exit code of a rank that failed, else 0."""
     try:
         arguments = parse(sys.argv[1:] if words is None else words)
     except InvalidInputError as error:
@@ -59,21 +59,26 @@ def _run(arguments: Arguments) -> int:
         if arguments.min_num_proc is None:
             failed = _run_all(arguments, environment)
         else:
-            failed = run_elastic(arguments, environment)
+            last = run_elastic(arguments, environment)
+            failed = [] if last is None else [last]
     except KeyboardInterrupt:
         return 130
-    if failed is None:
+    if not failed:
         return 0
-    code = failed.code or 1
-    how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    sys.stderr.write(f"horovodrun: rank {failed.number} {how}; the others were ended\n")
+    ended = "; ".join(f"rank {worker.number} {_how(worker.code or 1)}" for worker in failed)
+    sys.stderr.write(f"horovodrun: {ended}; the others were ended\n")
+    code = failed[0].code or 1
     return code if code > 0 else 128 - code
 
 
-def _run_all(arguments: Arguments, environment: dict[str, str]) -> Worker | None:
+def _how(code: int) -> str:
+    return f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+
+
+def _run_all(arguments: Arguments, environment: dict[str, str]) -> list[Worker]:
     workers = Workers(arguments.command, arguments.num_proc, environment, arguments.output_dir)
     try:
-        return workers.wait()
+        return workers.settle() if workers.wait() else []
     finally:
         workers.stop()
 

@@ -25,6 +25,7 @@ STAND_IN = Path(__file__).parents[1] / "_path"
 """The folder in which `import horovod` finds dtkit's layer."""
 _GRACE_S = 5.0
 _POLL_S = 0.05
+_SETTLE_S = 2.0
 
 
 @dataclass(slots=True)
@@ -83,6 +84,16 @@ class Workers:
             if None not in codes or is_due():
                 return None
             time.sleep(_POLL_S)
+
+    def settle(self) -> list[Worker]:
+        """Return those that have failed, also those that do so as a consequence or a cause.
+
+        Which of them came first cannot be told: Python takes its time to end.
+        """
+        deadline = time.monotonic() + _SETTLE_S
+        while None in [worker.code for worker in self.workers] and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        return [worker for worker in self.workers if worker.code]
 
     @property
     def running(self) -> list[int]:

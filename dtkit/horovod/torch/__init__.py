@@ -35,6 +35,8 @@ from dtkit.horovod.torch.basics import (
     rocm_built,
     shutdown,
     size,
+    start_timeline,
+    stop_timeline,
 )
 from dtkit.horovod.torch.compression import Compression
 from dtkit.horovod.torch.functions import (
@@ -152,5 +154,7 @@ __all__ = [
     "shutdown",
     "size",
     "sparse_allreduce_async",
+    "start_timeline",
+    "stop_timeline",
     "synchronize",
 ]

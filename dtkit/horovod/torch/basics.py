@@ -33,6 +33,8 @@ __all__ = [
     "rocm_built",
     "shutdown",
     "size",
+    "start_timeline",
+    "stop_timeline",
 ]
 
 
@@ -99,6 +101,23 @@ def cross_size() -> int:
 def is_homogeneous() -> bool:
     """Return whether all hosts have as many processes."""
     return context.current().topology.is_homogeneous
+
+
+def start_timeline(file_path: str, mark_cycles: bool = False) -> None:
+    """Begin to write a timeline; every rank calls it, and rank 0 writes.
+
+    In Horovod this needs HOROVOD_TIMELINE=DYNAMIC; here it is always possible.
+
+    Args:
+        file_path: for Chrome's tracing page and Perfetto.
+        mark_cycles: whether each time that ranks are heard is marked.
+    """
+    context.current().start_timeline(file_path, mark_cycles=mark_cycles)
+
+
+def stop_timeline() -> None:
+    """End the timeline; the file is complete."""
+    context.current().stop_timeline()
 
 
 def mpi_threads_supported() -> bool:
