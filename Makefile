@@ -14,11 +14,11 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --no-input --disable
 NEED_PYTHON := dtkit needs Python 3.11 or newer. Name one with PYTHON=, for example: make setup PYTHON=python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format-check lint types format lab bench campaign clean
+.PHONY: help setup demo test check format-check lint types format lab bench campaign hvd-conformance clean
 
 help: ## show this list
 	@echo "make [target] [PYTHON=python3.12]    PYTHON= is the interpreter that .venv is made from"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## create .venv and install dtkit into it (the other targets do this by themselves)
 
@@ -63,6 +63,10 @@ bench: $(STAMP) ## measure, and print each figure with its spread
 
 campaign: $(STAMP) ## random faults on real engines; N= how many, TIME= seconds at most, SEED=
 	@$(BIN)/python tools/campaign --num $(N) --seconds $(TIME) --seed $(SEED)
+
+HOROVOD_SRC ?= ../horovod
+hvd-conformance: $(STAMP) ## run Horovod's own torch tests on dtkit's interface; HOROVOD_SRC= is a checkout
+	@PYTHONPATH=. $(BIN)/python tools/hvd_conformance.py $(HOROVOD_SRC) $(ARGS)
 
 clean: ## remove .venv, build and the tools' caches; notebooks and runs stay
 	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["Coordinator", "Patience"]
 
 
+_LEAVE_S = 2.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
     """How long a tensor may wait for a rank.
@@ -73,8 +76,12 @@ class Coordinator:
         self._thread.start()
 
     def wait(self) -> None:
-        """Wait until every rank has left: they need this thread until then."""
-        self._thread.join()
+        """Wait until every rank has left, but not for long.
+
+        Ranks that end together shall all see a proper end. One that never comes
+        must not keep this process; it finds rank 0 gone.
+        """
+        self._thread.join(_LEAVE_S)
 
     def _serve(self) -> None:
         while self._num_gone < self._size:

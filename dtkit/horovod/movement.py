@@ -5,6 +5,7 @@ All travel as bytes, since gloo does not know every dtype.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ __all__ = [
 ]
 
 
-class Started:
+class Started(ABC):
     """A collective that torch.distributed has under way; see `controller.Collective`.
 
     Args:
@@ -50,11 +51,13 @@ class Started:
             self._ready.wait()
         self.start(answer)
 
+    @abstractmethod
     def start(self, answer: Message) -> None:
-        """Start the works; each kind its own."""
+        """Start the works."""
 
+    @abstractmethod
     def collect(self) -> Any:
-        """Return the result; each kind its own."""
+        """Return the result."""
 
     def add(self, work: dist.Work | None) -> None:
         """Note a work that `finish` waits for."""

@@ -8,6 +8,7 @@ from dtkit.magics.arguments import usage_errors
 from dtkit.magics.attaching import DistOrphanMagics, is_restarting
 from dtkit.magics.awaiting import AWAIT_NAME, rewrite
 from dtkit.magics.carrying import DistObjectMagics
+from dtkit.magics.exporting import DistExportMagics
 from dtkit.magics.looking import DistLookMagics
 from dtkit.magics.opening import DistMagics
 from dtkit.magics.repairing import DistRepairMagics
@@ -31,6 +32,7 @@ MAGICS = (
     DistOrphanMagics,
     DistRepairMagics,
     DistTuneMagics,
+    DistExportMagics,
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -66,6 +67,41 @@ def test_the_history_is_that_of_the_run(first_run: NotebookNode) -> None:
     assert "first_run finished after 880 steps" in text
     first, last = re.findall(r"loss: ([\d.]+) at the first step, ([\d.]+) at the last", text)[0]
     assert float(last) < float(first) / 10
+
+
+@pytest.fixture(scope="module")
+def horovod(tmp_path_factory: pytest.TempPathFactory, marked: Any) -> tuple[NotebookNode, Path]:
+    """The tutorial on Horovod, executed, and the folder it worked in."""
+    notebook = nbformat.read(ROOT / "notebooks/07_horovod.ipynb", as_version=4)
+    folder = tmp_path_factory.mktemp("horovod")
+    with marked.marking(), pytest.MonkeyPatch.context() as patch:
+        # As the .pth file of an installed dtkit does it.
+        path = [str(ROOT), str(ROOT / "dtkit/horovod/_path")]
+        patch.setenv("PYTHONPATH", os.pathsep.join(path))
+        execute(notebook, folder)
+    assert marked.left() == []
+    return notebook, folder
+
+
+@pytest.mark.timeout(300)
+def test_horovods_cell_trains_unchanged(horovod: tuple[NotebookNode, Path]) -> None:
+    notebook, _ = horovod
+    (cell,) = [cell for cell in notebook.cells if cell.id == "train"]
+    html = cell.outputs[0].data["text/html"]
+    assert "hvd.DistributedOptimizer combines its gradients" in html
+    assert "sharded" not in html
+    losses = [float(x) for x in re.findall(r"loss ([\d.]+)", html)]
+    assert len(losses) >= 16
+    assert losses[-1] < losses[0] / 10
+
+
+def test_horovods_collectives_say_what_they_promise(horovod: tuple[NotebookNode, Path]) -> None:
+    notebook, folder = horovod
+    assert "mean of the ranks 0.5, gathered [0, 1, 1]" in printed(notebook, "ops")
+    assert "rank 0 has shape [[2]], rank 1 has shape [[3]]" in printed(notebook, "error")
+    assert printed(notebook, "run").strip() == "[6.0, 6.0]"
+    compile((folder / "lecture.py").read_text(), "lecture.py", "exec")
+    assert "training.end()" in printed(notebook, "script")
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -30,6 +30,7 @@ BASE = (
     "dtkit.batchsize",
     "dtkit.options",
     "dtkit.recipe",
+    "dtkit.export",
     "dtkit.values",
     "dtkit._text",
     "dtkit._where",
@@ -163,6 +164,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "dtkit.engine.parts",
         "dtkit.errors",
     ),
+    # A script that %dist_export wrote imports it: engine and run in one process.
+    "dtkit.script": ("torch", "dtkit.engine", "dtkit.horovod", "dtkit.run", *BASE),
     # Starts ranks; imports no torch, so that it answers at once.
     "dtkit.horovod.launch": (
         "cloudpickle",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 
 import dtkit
+from dtkit.export import write_script
 from dtkit.magics import MAGICS
 from dtkit.run import Run
 from dtkit.session import Session
@@ -95,6 +96,7 @@ TWINS = {
     "dist_pull": Session.pull,
     "dist_push": Session.push,
     "dist_runs": dtkit.runs,
+    "dist_export": write_script,
     "dist_tensorboard": Session.tensorboard,
     "dist_timeline": Run.timeline,
     "dist_status": Session.status,

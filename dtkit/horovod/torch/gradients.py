@@ -146,7 +146,7 @@ class Gradients:
             if not slot.is_cleared():
                 raise AssertionError(_TOO_OFTEN)
             self._reset_cleared()  # the step was skipped, as a GradScaler does
-        if slot.num_left <= 0 and not slot.is_now:
+        if slot.num_left <= 0:
             raise AssertionError(_TOO_OFTEN)
         self._begin_pass()
         slot.num_left -= 1

@@ -1,0 +1,68 @@
+"""An exported script trains as the notebook did."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from conftest import DIGITS
+
+import dtkit
+from dtkit.export import Cell, write_script
+from dtkit.recipe import Recipe
+from dtkit.run import Run
+
+if TYPE_CHECKING:
+    from conftest import Rig
+
+BIN = Path(sys.executable).parent
+CELL = """
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+for x, y in DataLoader(train_set, batch_size=64, shuffle=True):
+    optimizer.zero_grad()
+    loss = cross_entropy(model(x), y)
+    loss.backward()
+    optimizer.step()
+"""
+
+
+@pytest.mark.parametrize(
+    ("launcher", "recipe"),
+    [
+        (("torchrun", "--nproc-per-node", "2"), Recipe(batch="global")),
+        (
+            ("mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "2", sys.executable),
+            Recipe(compress="fp16"),
+        ),
+    ],
+    ids=["torchrun", "mpirun"],
+)
+def test_the_losses_are_those_of_the_notebook(
+    rig2: Rig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    launcher: tuple[str, ...],
+    recipe: Recipe,
+) -> None:
+    run = rig2.session.train(CELL, recipe=recipe)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(Path(dtkit.__file__).parents[1]))
+    cells = [Cell(1, f"%%dist\n{DIGITS}"), Cell(2, f"%%dist_train {recipe}\n{CELL}")]
+    path = write_script("train.py", cells, {2: recipe})
+    command = [str(BIN / launcher[0]), *launcher[1:], str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
+    exported = Run.load(tmp_path / "dtkit_runs/train")
+    assert exported.state == "finished"
+    assert exported.recipe == recipe
+    assert re.search("1 model broadcast, 1 DataLoader sharded", done.stderr)
+    assert len(exported.history) == len(run.history) > 10
+    np.testing.assert_allclose(exported.history["loss"], run.history["loss"], rtol=1e-5)
