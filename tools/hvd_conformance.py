@@ -49,6 +49,8 @@ class Outcomes:
 
 def run_rank(source: Path, expression: str) -> int:
     """Run the tests as one rank."""
+    import horovod  # noqa: F401  before its stand-ins
+
     sys.modules.setdefault("mock", unittest.mock)
     threads = types.ModuleType("horovod.runner.util.threads")
     threads.in_thread = _in_thread  # type: ignore[attr-defined]

@@ -235,7 +235,10 @@ def _row_bytes(tensor: torch.Tensor) -> int:
 
 
 def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
+    flat = tensor.contiguous().reshape(-1)
+    if flat.stride(0) != 1:  # one element, expanded: that counts as contiguous
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8)
 
 
 def _from_bytes(flat: torch.Tensor, like: torch.Tensor, rows: int | None) -> torch.Tensor:

@@ -25,9 +25,9 @@ def raises(kind, text, function, *args, **kwargs):
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def four(session4: dtkit.Session) -> dtkit.Session:
-    session4.execute(SETUP)
+    session4.execute(SETUP)  # each time: after a test that fails the group is a new one
     return session4
 
 

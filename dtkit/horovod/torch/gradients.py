@@ -85,8 +85,11 @@ class _Bucket:
         self.sent: AllReduce | None = None
         self.packed: list[tuple[_Slot, Any]] = []
 
-    def is_full(self) -> bool:
-        return all(slot.num_left <= 0 or slot.is_done for slot in self.slots)
+        self.num_waiting = len(self.slots)
+        """Parameters that are not ready yet."""
+
+    def recount(self) -> None:
+        self.num_waiting = sum(slot.num_left > 0 for slot in self.slots)
 
     def is_settled(self) -> bool:
         return all(slot.is_done or not slot.param.requires_grad for slot in self.slots)
@@ -138,6 +141,8 @@ class Gradients:
             bucket.handle = bucket.sent = None  # only if a collective has failed
         for slot in self._slots():
             slot.reset(self._num_passes)
+        for bucket in self._buckets:
+            bucket.recount()
 
     def fire(self, param: torch.Tensor) -> None:
         """Take note of a parameter's gradient; its hook calls this."""
@@ -151,8 +156,10 @@ class Gradients:
         self._begin_pass()
         slot.num_left -= 1
         slot.is_now = True
-        if slot.num_left == 0 and bucket.is_full():
-            self._send(bucket, is_final=False)
+        if slot.num_left == 0:
+            bucket.num_waiting -= 1
+            if bucket.num_waiting == 0:
+                self._send(bucket, is_final=False)
 
     def finish(self) -> None:
         """Reduce what is left: after this, all ranks have equal gradients for a step."""
@@ -252,6 +259,8 @@ class Gradients:
         for slot in self._slots():
             if not slot.is_done or slot.is_cleared():
                 slot.reset(self._num_passes)
+        for bucket in self._buckets:
+            bucket.recount()
 
     def _own_number(self, context: Context, process_set: int) -> int:
         """Return what this object is known by to all ranks: the order of first use."""
