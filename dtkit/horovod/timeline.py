@@ -49,7 +49,9 @@ class Timeline:
         """A rank is ready for a collective."""
         with self._lock:
             pid = self._pid(name)
-            if name not in self._open:
+            # One that is open is done: this rank has its result, if rank 0 has not yet.
+            if not self._open.get(name, "").startswith("NEGOTIATE"):
+                self._end(name)
                 self._begin(name, f"NEGOTIATE_{kind.upper()}")
             self._write({"ph": "X", "name": str(rank), "ts": self._now(), "pid": pid, "dur": 0})
 
@@ -66,7 +68,8 @@ class Timeline:
                 "dtype": ", ".join(map(str, meta.get("dtype", []))),
                 "shape": ", ".join(map(str, meta.get("shape", []))),
             }
-            self._end(name, args)
+            if not self._open.get(name, "").startswith("NEGOTIATE"):
+                self._end(name, args)
 
     def heard(self) -> None:
         """The negotiation has heard ranks: what Horovod calls a cycle."""
