@@ -140,6 +140,8 @@ def _called(frames: list[FrameType]) -> str:
         name, file = frame.f_code.co_name, frame.f_code.co_filename
         if file.endswith("torch/distributed/distributed_c10d.py") and hasattr(dist, name):
             return name
+        if file.endswith("dtkit/horovod/controller.py") and name == "wait":
+            return f"hvd {frame.f_locals['self'].name}"
     return ""
 
 
