@@ -13,6 +13,8 @@ UNPICKLES = {
     "transfer.py": "%dist_pull: from a rank of this session",
     "engine/transfer.py": "%dist_push: from this session's driver",
     "horovod/torch/functions.py": "hvd.broadcast_object: from a rank of the group, as torch's own",
+    "horovod/launch/function.py": "horovod.run: from its own processes, in a folder of its own",
+    "horovod/launch/worker.py": "horovod.run: the call, from the process that started this one",
 }
 LOADERS = {"loads", "load", "Unpickler", "literal_load"}
 PICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
