@@ -33,6 +33,8 @@ import dtkit.script
 # What a cell finds in a notebook: rank, local_rank, world_size, device and dist.
 rank, local_rank, world_size, device, dist = dtkit.script.join()
 '''
+_IN_SCRIPTS = {"manual", "batch", "compress"}
+"""The fields of `Recipe` that `dtkit.script` carries out."""
 _MAGIC = re.compile(r"^(\s*)([%!])", re.MULTILINE)
 
 
@@ -148,6 +150,11 @@ def write_script(path: str | Path, cells: Sequence[Cell], recipes: Mapping[int, 
 def _arguments(recipe: Recipe) -> str:
     plain = Recipe().to_dict()
     given = {k: v for k, v in recipe.to_dict().items() if v != plain[k]}
+    beyond = sorted(given.keys() - _IN_SCRIPTS)
+    if beyond:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in beyond)
+        msg = f"a script does not train with {flags}: write it into the cell, and run that"
+        raise InvalidInputError(msg)
     return ", ".join(f"{name}={value!r}" for name, value in given.items())
 
 

@@ -43,6 +43,11 @@ def test_a_plain_recipe_has_no_arguments() -> None:
     assert "dtkit.script.begin()\n" in script([FIRST], {3: Recipe()}, "train.py")
 
 
+def test_a_flag_that_a_script_does_not_carry_out_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="does not train with --batch-size"):
+        script([FIRST], {3: Recipe(batch_size=8)}, "train.py")
+
+
 @pytest.mark.parametrize(
     ("numbers", "cells", "text"),
     [
