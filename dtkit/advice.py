@@ -85,7 +85,7 @@ def worth_it(run: Run, link: dict[str, Any]) -> str | None:
             saved_ms = min(link_ms, carried_ms * (1 - 1 / ratio))
             cost_ms = 1000 * view.raw_bytes * link["method_s_per_byte"][name]
             gains[f"--compress {name}"] = view.step_ms / (view.step_ms - saved_ms + cost_ms)
-    if getattr(run.recipe, "accumulate", 1) == 1:
+    if run.recipe.accumulate == 1:
         saved_ms = link_ms * (1 - 1 / _ACCUMULATE)
         gains[f"--accumulate {_ACCUMULATE} (a batch {_ACCUMULATE} × as large)"] = view.step_ms / (
             view.step_ms - saved_ms

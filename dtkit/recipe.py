@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from dtkit.compression import Compression
 from dtkit.errors import InvalidInputError
 
-__all__ = ["Recipe"]
+__all__ = ["AMP", "Recipe"]
 
+AMP = ("bf16", "fp16", "off")
 _BATCH = ("rank", "global")
 
 
@@ -23,12 +24,16 @@ class Recipe:
             of all ranks together (then N ranks give the loss curve of one).
         batch_size: stands in place of the written batch size of DataLoaders that train;
             None: as written.
+        amp: the precision of forward passes and losses: `bf16`, `fp16` or `off`.
+        accumulate: how many written steps make one.
         compress: how gradients travel between ranks, as `Compression.parse` reads it.
     """
 
     manual: bool = False
     batch: str = "rank"
     batch_size: int | None = None
+    amp: str = "off"
+    accumulate: int = 1
     compress: str = "none"
 
     def __post_init__(self) -> None:
@@ -39,28 +44,39 @@ class Recipe:
         if self.batch not in _BATCH:
             msg = f"--batch {self.batch}: choose one of {', '.join(_BATCH)}"
             raise InvalidInputError(msg)
-        if self.manual and self.batch == "global":
-            msg = (
-                "--batch global divides the cell's DataLoaders, --manual leaves them alone: use one"
-            )
+        if self.amp not in AMP:
+            msg = f"--amp {self.amp}: choose one of {', '.join(AMP)}"
             raise InvalidInputError(msg)
-        if self.manual and self.compress != "none":
-            msg = (
-                f"--compress {self.compress} changes how gradients are averaged, --manual leaves "
-                "that to the cell: leave --manual out; a cell's own DDP is found and compressed"
-            )
+        if self.accumulate < 1:
+            msg = f"--accumulate {self.accumulate}: how many steps make one, 1 or more"
             raise InvalidInputError(msg)
+        if self.manual:
+            self._refuse_with_manual()
+
+    def _refuse_with_manual(self) -> None:
+        """Raise if a flag changes what `manual` leaves to the cell."""
+        reasons = {
+            "batch": "divides the cell's DataLoaders",
+            "amp": "puts the cell's forward passes under autocast",
+            "accumulate": "holds the cell's optimizer steps back",
+            "compress": "changes how gradients are averaged",
+        }
+        for field in fields(self):
+            if field.name in reasons and getattr(self, field.name) != field.default:
+                msg = (
+                    f"--{field.name} {getattr(self, field.name)} {reasons[field.name]}, --manual "
+                    "leaves the cell alone: use one. A cell that distributes its model itself is "
+                    "recognized without --manual"
+                )
+                raise InvalidInputError(msg)
 
     def __str__(self) -> str:
-        flags = []
-        if self.manual:
-            flags.append("--manual")
-        if self.batch != "rank":
-            flags.append(f"--batch {self.batch}")
-        if self.batch_size is not None:
-            flags.append(f"--batch-size {self.batch_size}")
-        if self.compress != "none":
-            flags.append(f"--compress {self.compress}")
+        flags = ["--manual"] if self.manual else []
+        flags += [
+            f"--{field.name.replace('_', '-')} {getattr(self, field.name)}"
+            for field in fields(self)
+            if field.name != "manual" and getattr(self, field.name) != field.default
+        ]
         return " ".join(flags)
 
     def parts(self) -> list[tuple[str, dict[str, Any]]]:

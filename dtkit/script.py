@@ -16,11 +16,13 @@ import torch
 import torch.distributed as dist
 
 from dtkit.compression import Compression
+from dtkit.engine.accumulate import Accumulation
 from dtkit.engine.autopilot import Autopilot
 from dtkit.engine.control import Control
 from dtkit.engine.observe import observing
 from dtkit.engine.recorder import Recorder
 from dtkit.engine.reduce.wire import Wire
+from dtkit.engine.stepping import Stepping
 from dtkit.engine.watch import Watch
 from dtkit.events import Note, RankEnded, RankStarted
 from dtkit.horovod.place import place_of
@@ -83,7 +85,8 @@ class Training:
         path = Path(folder) / f"rank-{self.rank}.jsonl"
         self._recorder = Recorder(self.rank, _Joined.device, start_unix_s, path, lambda _: None)
         self._autopilot = self._make_autopilot(recipe, len(ranks))
-        watch = Watch(self._recorder, Control(), self._autopilot)
+        stepping = Stepping(Accumulation(1), None, self._autopilot)
+        watch = Watch(self._recorder, Control(), self._autopilot, stepping)
         self._stack = ExitStack()
         if self._autopilot is not None:
             self._autopilot.prepare(source, vars(sys.modules["__main__"]))

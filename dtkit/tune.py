@@ -188,7 +188,7 @@ class BatchTuning:
         history = run.history
         samples = history["samples_per_s"] * history["step_ms"] / 1000.0
         num_ranks = len(run.ranks) if self._recipe.batch == "rank" else 1
-        wanted = size * num_ranks * getattr(self._recipe, "accumulate", 1)
+        wanted = size * num_ranks * self._recipe.accumulate
         if not len(samples) or np.nanmax(samples) < 0.999 * wanted:
             return BatchTrial(size, "more than the data")
         # The last batch of an epoch is smaller, and the first steps load what is missing.

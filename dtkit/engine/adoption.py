@@ -84,6 +84,7 @@ class Adoption:
         self._synchronizers: WeakSet[GradSynchronizer] = WeakSet()
         self._counted: WeakSet[torch.nn.Module] = WeakSet()
         self._unused: list[Optimizer] = []
+        self._scale = 1.0
 
     def equalize(self, optimizers: Iterable[Optimizer]) -> None:
         """Make the weights of models equal that were there before the cell."""
@@ -122,8 +123,16 @@ class Adoption:
                 self._take(optimizer)
             self.passes.flush(entry.synchronizers)
 
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Make ready for the optimizer's step."""
+        self.before_use(optimizer)
+        if self._wire.momentum is not None:
+            self._wire.momentum.suspend(optimizer)
+
     def used(self, optimizer: Optimizer) -> None:
         """Note that the optimizer has made a step."""
+        if self._wire.momentum is not None:
+            self._wire.momentum.resume(optimizer)
         entry = self._adopted[optimizer]
         self.models = entry.models
         for synchronizer in entry.synchronizers:
@@ -139,6 +148,15 @@ class Adoption:
         ]
         if dirty:
             self.passes.flush(sorted(dirty, key=lambda s: s.number))
+
+    def follow_scale(self, scale: Callable[[], float]) -> None:
+        """Keep what compression remembers in step with the scale of the losses."""
+        if self._wire.compression.name == "none":
+            return  # asking a GradScaler waits for the device
+        factor, self._scale = scale() / self._scale, scale()
+        if factor != 1.0:
+            for synchronizer in list(self._synchronizers):
+                synchronizer.rescale(factor)
 
     def checksum(self, optimizer: Optimizer) -> str | None:
         """Return what an optimizer's weights are known by, None if they are not ours."""
@@ -159,6 +177,8 @@ class Adoption:
 
     def close(self) -> None:
         """Remove every hook."""
+        if self._wire.momentum is not None:
+            self._wire.momentum.close()
         self.passes.close()
         for synchronizer in list(self._synchronizers):
             synchronizer.close()

@@ -9,6 +9,7 @@ gradients are averaged inside `backward()`. Whoever distributed a model himself
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from dtkit.engine import randomness, saving
 from dtkit.engine.adoption import Adoption
+from dtkit.engine.ddp import making_ddp
 from dtkit.engine.loader import ShardedLoaders, why_whole
 from dtkit.engine.models import already_distributed, named_in, uses_distributed
 from dtkit.engine.patches import replaced
@@ -45,6 +47,7 @@ class Autopilot:
         is_global_batch: whether a written batch size is that of all ranks together.
         note: takes a line for the user.
         on_wait: called with the seconds spent waiting for other ranks' gradients.
+        is_deferred: whether gradients are averaged when they are used, not in `backward()`.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Autopilot:
         is_global_batch: bool,
         note: Callable[[str], None],
         on_wait: Callable[[float], None],
+        is_deferred: bool = False,
     ) -> None:
         self._wire = wire
         self._group = group = wire.group
@@ -61,7 +65,8 @@ class Autopilot:
         self._world_size = dist.get_world_size(group)
         self._is_global_batch = is_global_batch
         self._note = note
-        self._passes = Passes(on_wait)
+        self._passes = Passes(on_wait, is_deferred=is_deferred)
+        self._is_deferred = is_deferred
         self._adoption = Adoption(wire, self._passes, note)
         self._loaders = ShardedLoaders(group, is_global=is_global_batch)
         self._is_users = False
@@ -132,16 +137,20 @@ class Autopilot:
         else:
             self._passes.end()
 
-    def before_step(self, optimizer: Optimizer) -> None:
-        """Average what is not averaged yet: the step must see equal gradients everywhere."""
+    def average(self, optimizer: Optimizer) -> None:
+        """Average what is not averaged yet of an optimizer's gradients: they are used now."""
         self._adoption.before_use(optimizer)
-        if self._wire.momentum is not None:
-            self._wire.momentum.suspend(optimizer)
+
+    def follow_scale(self, scale: Callable[[], float]) -> None:
+        """Keep what compression remembers in step with the scale of the losses."""
+        self._adoption.follow_scale(scale)
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Make ready for a step: it must see equal gradients everywhere."""
+        self._adoption.before_step(optimizer)
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Note a finished step."""
-        if self._wire.momentum is not None:
-            self._wire.momentum.resume(optimizer)
         self._adoption.used(optimizer)
 
     def before_clipping(self, grads: Iterable[torch.Tensor]) -> None:
@@ -190,12 +199,11 @@ class Autopilot:
     @contextmanager
     def flying(self) -> Iterator[None]:
         """Keep watch within the context; on leaving, every hook is removed."""
+        users_ddp = partial(making_ddp, self._wire, self.stand_back, is_deferred=self._is_deferred)
         with ExitStack() as stack:
             stack.callback(self._adoption.close)
-            if self._wire.momentum is not None:
-                stack.callback(self._wire.momentum.close)
             for owner, name, make in (
-                (DistributedDataParallel, "__init__", self._standing_back_for_ddp),
+                (DistributedDataParallel, "__init__", users_ddp),
                 (ReduceLROnPlateau, "step", self._sharing_metric),
                 (torch, "save", saving.whole_or_not_at_all),
             ):
@@ -285,13 +293,6 @@ class Autopilot:
             original(scheduler, shared, *args, **kwargs)
 
         return step
-
-    def _standing_back_for_ddp(self, original: Callable[..., None]) -> Callable[..., None]:
-        def __init__(ddp: Any, module: torch.nn.Module, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-            self.stand_back(module.parameters(), "its model is wrapped in DistributedDataParallel")
-            original(ddp, module, *args, **kwargs)
-
-        return __init__
 
 
 def _count(num: int, noun: str) -> str:

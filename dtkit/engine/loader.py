@@ -1,11 +1,9 @@
-"""DataLoaders in a run: waits are timed, and one that trains is divided among the ranks."""
+"""DataLoaders in a run: one that trains is divided among the ranks."""
 
 from __future__ import annotations
 
 import copy
-import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -18,9 +16,9 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 from dtkit.engine import randomness
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["ShardedLoaders", "Share", "TimedBatches", "num_samples", "shares_of", "skip"]
+__all__ = ["ShardedLoaders", "Share", "shares_of", "skip"]
 
 _CHUNK = 256
 """Batches of the order that rank 0 sends at once; a sampler may be endless."""
@@ -227,62 +225,6 @@ def _batches_of(loader: DataLoader[Any]) -> Any:
         return loader.batch_sampler
     # batch_size=None with a sampler of batches: the data set loads them at once.
     return loader.sampler if isinstance(loader.sampler, BatchSampler | _Shares) else None
-
-
-class TimedBatches:
-    """An iterator over batches that reports each one and how long it took to come.
-
-    Args:
-        batches: the DataLoader's own iterator.
-        shares: what this rank's part of each batch counts; None if it is whole.
-        on_ask: called when the next batch is asked for.
-        on_batch: called with the batch, its share and the seconds waited; at the
-            end with None, None and 0.
-    """
-
-    def __init__(
-        self,
-        batches: Iterator[Any],
-        shares: deque[Share] | None,
-        on_ask: Callable[[], None],
-        on_batch: Callable[[Any, Share | None, float], None],
-    ) -> None:
-        self._batches = batches
-        self._shares = shares
-        self._on_ask = on_ask
-        self._on_batch = on_batch
-
-    def __iter__(self) -> TimedBatches:
-        return self
-
-    def __next__(self) -> Any:
-        __tracebackhide__ = True
-        self._on_ask()
-        start = time.perf_counter()
-        try:
-            batch = next(self._batches)
-        except StopIteration:
-            self._on_batch(None, None, 0.0)
-            raise
-        wait_s = time.perf_counter() - start
-        self._on_batch(batch, self._shares.popleft() if self._shares else None, wait_s)
-        return batch
-
-    def __len__(self) -> int:
-        return len(self._batches)  # type: ignore[arg-type]  # torch's iterators have a length
-
-
-def num_samples(batch: Any) -> int:
-    """Return the size of the first tensor's first dimension in a batch, 0 if there is none."""
-    if isinstance(batch, torch.Tensor):
-        return batch.shape[0] if batch.dim() else 1
-    if not isinstance(batch, list | tuple):  # asked first: the other question is a slow one
-        batch = batch.values() if isinstance(batch, Mapping) else ()
-    for part in batch:
-        num = num_samples(part)
-        if num:
-            return num
-    return 0
 
 
 def _do_nothing() -> None:

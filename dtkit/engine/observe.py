@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.optim import optimizer as optim
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from dtkit.engine.patches import replaced
@@ -45,14 +46,26 @@ class Sink(Protocol):
     def after_step(self, optimizer: optim.Optimizer) -> None:
         """A step has been done."""
 
-    def step_skipped(self) -> None:
+    def step_skipped(self, optimizer: optim.Optimizer) -> None:
         """The GradScaler found non-finite gradients and made no step."""
 
     def before_unscaling(self, optimizer: optim.Optimizer) -> None:
         """An optimizer's gradients are about to be unscaled."""
 
-    def before_clipping(self, grads: Sequence[torch.Tensor]) -> None:
-        """Gradients are about to be clipped, or their norm to be taken."""
+    def before_clipping(self, grads: Sequence[torch.Tensor]) -> bool:
+        """Gradients are about to be clipped, or their norm to be taken; returns whether to clip."""
+
+    def holds(self, optimizer: optim.Optimizer) -> bool:
+        """Whether an optimizer's next step is to be held back."""
+
+    def hold(self, optimizer: optim.Optimizer) -> None:
+        """Hold a step back that a GradScaler was to make."""
+
+    def holds_update(self) -> bool:
+        """Whether a GradScaler has nothing to learn from, the step having been held back."""
+
+    def holds_schedule(self, scheduler: LRScheduler) -> bool:
+        """Whether a learning rate is to stay, the optimizer's step having been held back."""
 
     def iterate(self, loader: DataLoader[Any], original: Callable[..., Any]) -> Iterator[Any]:
         """A DataLoader is being iterated over."""
@@ -83,10 +96,18 @@ def _patches(sink: Sink) -> list[tuple[Any, str, Callable[[Any], Any]]]:
         (torch.amp.GradScaler, "scale", _scale),
         (torch.amp.GradScaler, "step", lambda f: _scaler_step(sink, f)),
         (torch.amp.GradScaler, "unscale_", lambda f: _unscale(sink, f)),
+        (torch.amp.GradScaler, "update", lambda f: _update(sink, f)),
         # All clipping functions use this one: so they are caught also by names
         # that an earlier cell has imported.
         (torch.nn.utils.clip_grad, "_group_tensors_by_device_and_dtype", lambda f: _group(sink, f)),
+        *((cls, "step", _schedule(sink)) for cls in _schedulers(LRScheduler)),
     ]
+
+
+def _schedulers(cls: type[LRScheduler]) -> list[type[LRScheduler]]:
+    """Return a class and those derived from it, as far as they have a `step` of their own."""
+    derived = [found for child in cls.__subclasses__() for found in _schedulers(child)]
+    return [cls, *derived] if "step" in cls.__dict__ else derived
 
 
 class _Outermost:
@@ -180,6 +201,7 @@ def _scale(original: Callable[..., Any]) -> Callable[..., Any]:
         scaled = original(self, outputs)
         if isinstance(outputs, torch.Tensor) and scaled is not outputs:
             scaled.dtkit_unscaled = outputs  # so that the true loss is recorded
+            scaled.dtkit_scaler = self
         return scaled
 
     return scale
@@ -190,6 +212,9 @@ def _scaler_step(sink: Sink, original: Callable[..., Any]) -> Callable[..., Any]
         __tracebackhide__ = True
         if not self.is_enabled():
             return original(self, optimizer, *args, **kwargs)
+        if sink.holds(optimizer):
+            sink.hold(optimizer)
+            return None
         sink.before_unscaling(optimizer)
         done: list[bool] = []
         handle = optimizer.register_step_post_hook(
@@ -200,7 +225,7 @@ def _scaler_step(sink: Sink, original: Callable[..., Any]) -> Callable[..., Any]
         finally:
             handle.remove()
         if not any(done):
-            sink.step_skipped()
+            sink.step_skipped(optimizer)
         return result
 
     return step
@@ -209,16 +234,47 @@ def _scaler_step(sink: Sink, original: Callable[..., Any]) -> Callable[..., Any]
 def _unscale(sink: Sink, original: Callable[..., Any]) -> Callable[..., Any]:
     def unscale_(self: Any, optimizer: Any) -> Any:
         if self.is_enabled():
+            if sink.holds(optimizer):
+                return None
             sink.before_unscaling(optimizer)
         return original(self, optimizer)
 
     return unscale_
 
 
+def _update(sink: Sink, original: Callable[..., None]) -> Callable[..., None]:
+    def update(self: Any, *args: Any, **kwargs: Any) -> None:
+        if not sink.holds_update():
+            original(self, *args, **kwargs)
+
+    return update
+
+
+def _schedule(sink: Sink) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    is_inside = False
+
+    def make(original: Callable[..., None]) -> Callable[..., None]:
+        def step(self: Any, *args: Any, **kwargs: Any) -> None:
+            nonlocal is_inside
+            if is_inside:  # one of several that another runs in turn
+                original(self, *args, **kwargs)
+            elif not sink.holds_schedule(self):
+                is_inside = True
+                try:
+                    original(self, *args, **kwargs)
+                finally:
+                    is_inside = False
+
+        return step
+
+    return make
+
+
 def _group(sink: Sink, original: Callable[..., Any]) -> Callable[..., Any]:
     def group(tensors: Any, *args: Any, **kwargs: Any) -> Any:
-        sink.before_clipping(tensors[0])
-        return original(tensors, *args, **kwargs)
+        may_clip = sink.before_clipping(tensors[0])
+        is_clipping = "clip" in sys._getframe(1).f_code.co_name  # noqa: SLF001  or it takes the norm
+        return original(tensors, *args, **kwargs) if may_clip or not is_clipping else {}
 
     return group
 

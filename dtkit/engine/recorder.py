@@ -82,6 +82,19 @@ class Recorder:
         self._thread = threading.Thread(target=self._run, name="dtkit-recorder", daemon=True)
         self._thread.start()
 
+    def _clear(self) -> None:
+        self._loss = 0.0
+        self._num_losses = 0
+        self._device_losses: list[tuple[torch.Tensor, float]] = []
+        self._samples = 0
+        self._even = 0.0
+        self._has_whole = False
+        self._data_s = 0.0
+        self._comm_s = 0.0
+        self._held_weight = self._held_loss = 0.0
+        self._held_on_device: list[tuple[torch.Tensor, float]] = []
+        self._sent_bytes = self._raw_bytes = 0.0
+
     @property
     def elapsed_s(self) -> float:
         """Seconds since the run's start."""
@@ -128,8 +141,24 @@ class Recorder:
         self._sent_bytes += sent_bytes
         self._raw_bytes += raw_bytes
 
-    def stepped(self, lr: float) -> None:
-        """Close the step: everything since the last one belongs to it."""
+    def held(self, ratio: float) -> None:
+        """Keep the losses so far for a later step, which is their mean in these ratios."""
+        self._held_weight += ratio
+        self._held_loss += ratio * self._loss
+        self._held_on_device += [(loss, ratio * weight) for loss, weight in self._device_losses]
+        self._loss = 0.0
+        self._device_losses = []
+
+    def stepped(self, lr: float, ratio: float = 1.0) -> None:
+        """Close the step: everything since the last one belongs to it.
+
+        Args:
+            lr: the learning rate.
+            ratio: what the losses since the last call of `held` weigh.
+        """
+        if self._held_weight:
+            self.held(ratio)
+            self._loss, self._device_losses = self._held_loss, self._held_on_device
         now_s = time.perf_counter()
         self.num_steps += 1
         if len(self._ring) == RING_STEPS:
@@ -211,23 +240,13 @@ class Recorder:
             with contextlib.suppress(OSError):  # what could not be written is tried again
                 self._file.close()
 
-    def _clear(self) -> None:
-        self._loss = 0.0
-        self._num_losses = 0
-        self._device_losses: list[tuple[torch.Tensor, float]] = []
-        self._samples = 0
-        self._even = 0.0
-        self._has_whole = False
-        self._data_s = 0.0
-        self._comm_s = 0.0
-        self._sent_bytes = self._raw_bytes = 0.0
-
     def _step_loss(self) -> float | _Pending:
         if not self._num_losses or (self._even and not self._samples):
             return math.nan
         # The ranks' losses will be averaged by samples, and theirs are weighted
         # by samples already: per batch, which for several batches is not the same.
         factor = self._even / self._samples if self._samples else 1.0
+        factor /= self._held_weight or 1.0
         if self._device_losses:
             return _Pending(self._loss, self._device_losses, factor)
         return factor * self._loss

@@ -16,14 +16,17 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from dtkit.compression import Compression
+from dtkit.engine.accumulate import Accumulation
 from dtkit.engine.agent import agent
 from dtkit.engine.autopilot import Autopilot
 from dtkit.engine.control import Control, RunStopped
 from dtkit.engine.observe import observing
 from dtkit.engine.parts import make_parts
+from dtkit.engine.precision import Precision, measure_slowdown, slowdown_note
 from dtkit.engine.recorder import Recorder
 from dtkit.engine.reduce import Wire
 from dtkit.engine.shell import current_shell
+from dtkit.engine.stepping import Stepping
 from dtkit.engine.watch import Watch
 from dtkit.events import Note, RankEnded, RankStarted
 from dtkit.recipe import Recipe
@@ -79,7 +82,13 @@ class ActiveRun:
         self.autopilot = self._make_autopilot()
         self._name = f"dtkit/{self._group.generation}/{spec['dir']}"
         self._parts = make_parts(self, spec["parts"])
-        self._watch = Watch(self.recorder, self.control, self.autopilot, self._parts)
+        self._precision = self._make_precision()
+        self._stepping = Stepping(
+            Accumulation(self.recipe.accumulate), self._precision, self.autopilot
+        )
+        self._watch = Watch(
+            self.recorder, self.control, self.autopilot, self._stepping, self._parts
+        )
         self._stack = ExitStack()
 
     @property
@@ -115,6 +124,8 @@ class ActiveRun:
         self._stack.enter_context(observing(self._watch))
         if self.autopilot:
             self._stack.enter_context(self.autopilot.flying())
+        if self._precision:
+            self._stack.enter_context(self._precision.running())
 
     def end(self, state: str) -> None:
         """Put everything back, and send what is left."""
@@ -128,6 +139,8 @@ class ActiveRun:
         finally:
             if self.autopilot is not None:
                 self._sum_up(self.autopilot, has_failed=state == "failed")
+            if self._precision and self._precision.summary() and self._is_first:
+                self.note(self._precision.summary())
             lead = self._watch.lead
             summary = {} if lead is None else {"optimizer": type(lead).__name__}
             self.recorder.emit(
@@ -176,8 +189,12 @@ class ActiveRun:
         self._depth += 1
         if self._depth > 1:
             return
+        source, namespace = getattr(info, "raw_cell", ""), current_shell().user_ns
         if self.autopilot:
-            self.autopilot.prepare(getattr(info, "raw_cell", ""), current_shell().user_ns)
+            self.autopilot.prepare(source, namespace)
+        if self._precision:
+            self._precision.prepare(source)
+        self._stepping.prepare(namespace)
         for part in self._parts:
             part.begin()
         self.recorder.emit(
@@ -192,8 +209,39 @@ class ActiveRun:
         if self._depth > 0:
             return
         error = getattr(result, "error_in_exec", None) or getattr(result, "error_before_exec", None)
+        if error is None and result is not None:
+            self._finish_steps()
         stopped = isinstance(error, RunStopped)
         self.end("stopped" if stopped else "failed" if error or result is None else "finished")
+
+    def _finish_steps(self) -> None:
+        try:
+            num = self._stepping.finish()
+        except RuntimeError as error:  # another rank failed, and this one waited for it
+            self.note(f"the last steps, not yet {self.recipe.accumulate}, are lost: {error}")
+            return
+        if num and self._is_first:
+            self.note(
+                f"the last {num} of {self.recipe.accumulate} accumulated steps were made at the "
+                "cell's end, unclipped: no DataLoader said where the data ended"
+            )
+
+    @property
+    def _is_first(self) -> bool:
+        return self.autopilot is None or self._group.rank == self.autopilot.first_rank
+
+    def _make_precision(self) -> Precision | None:
+        if self.recipe.amp == "off":
+            return None
+        device = self._group.device
+        precision = Precision(
+            self.recipe.amp, device, lambda text: self.note(text) if self._is_first else None
+        )
+        slowdown = measure_slowdown(self.recipe.amp, device)
+        text = slowdown_note(self.recipe.amp, slowdown, device)
+        if text and self._is_first:
+            self.note(text)
+        return precision
 
     def _group_of(self, ranks: tuple[int, ...]) -> dist.ProcessGroup | None:
         if len(ranks) == 1:
@@ -216,6 +264,7 @@ class ActiveRun:
             is_global_batch=self.recipe.batch == "global",
             note=self.note,
             on_wait=self._waited,
+            is_deferred=self.recipe.accumulate > 1,
         )
 
 

@@ -9,10 +9,12 @@ from weakref import WeakSet
 
 import torch
 
-from dtkit.engine.loader import TimedBatches, num_samples, shares_of, skip
+from dtkit.engine.batches import TimedBatches, num_samples
+from dtkit.engine.loader import shares_of, skip
 from dtkit.engine.parts import HOOKS, listeners
 from dtkit.engine.position import Position
 from dtkit.engine.progress import estimate_iterations
+from dtkit.engine.stepping import HELD, REAL, SKIPPED, Gate
 from dtkit.events import Total
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from dtkit.engine.parts import Part
     from dtkit.engine.position import Pass
     from dtkit.engine.recorder import Recorder
+    from dtkit.engine.stepping import Stepping
 
 __all__ = ["Watch"]
 
@@ -36,7 +39,7 @@ _ESTIMATE_AT_STEP = 2
 # Any, below: losses, batches and closures are the user's own.
 
 
-class Watch:
+class Watch(Gate):
     """The `Sink` of `observing`: called as the cell trains.
 
     Attributes:
@@ -47,6 +50,7 @@ class Watch:
         recorder: takes what is measured.
         control: stops and pauses at the boundaries between steps.
         autopilot: distributes the cell; None: it is left alone.
+        stepping: makes gradients final, and decides which steps are real.
         parts: are told the same.
     """
 
@@ -55,6 +59,7 @@ class Watch:
         recorder: Recorder,
         control: Control,
         autopilot: Autopilot | None,
+        stepping: Stepping,
         parts: Sequence[Part] = (),
     ) -> None:
         self.lead: Optimizer | None = None
@@ -63,6 +68,8 @@ class Watch:
         self._control = control
         self._autopilot = autopilot
         self._tell = {name: listeners(parts, name) for name in HOOKS}
+        super().__init__(stepping)
+        self._num_skipped = 0
         self._others: set[int] = set()
         self._num_batches = 0
         self._whole: DataLoader[Any] | None = None
@@ -75,7 +82,7 @@ class Watch:
 
     def before_backward(self, losses: Sequence[Any], grads: Sequence[Any] | None) -> float:
         """Record the loss; return what this rank's gradient weighs in the global batch."""
-        weight = 1.0
+        weight, scale = 1.0, self.stepping.before_backward(losses)
         self._has_share = False
         if not self._in_closure:
             self._boundary()
@@ -92,7 +99,7 @@ class Watch:
             for i, loss in enumerate(losses):
                 if isinstance(loss, torch.Tensor) and loss.numel() == 1:
                     self._saw_loss(loss, None if grads is None else grads[i], weight)
-        return weight
+        return weight * scale
 
     def after_backward(self, *, has_failed: bool) -> None:
         """Make the gradients final."""
@@ -104,6 +111,7 @@ class Watch:
 
     def optimizer_made(self, optimizer: Optimizer) -> None:
         """Adopt it."""
+        self.stepping.accumulation.made(optimizer)
         if self._autopilot is not None:
             self._autopilot.adopt(optimizer)
 
@@ -112,42 +120,47 @@ class Watch:
         if closure is not None:
             self._boundary()
             self._in_closure = True
-        if self._autopilot is not None:
-            self._autopilot.before_step(optimizer)
-            closure = self._autopilot.shared_closure(optimizer, closure) if closure else closure
-        for tell in self._tell["before_step"]:
-            tell(optimizer)
+        outcome = self.stepping.before_step(optimizer, closure)
+        if closure is not None and self._autopilot is not None:
+            closure = self._autopilot.shared_closure(optimizer, closure)
+        if outcome == REAL:
+            for tell in self._tell["before_step"]:
+                tell(optimizer)
         return closure
 
     def after_step(self, optimizer: Optimizer) -> None:
-        """Count the step and close its record."""
+        """Count the step and close its record, if it was one."""
         self._in_closure = self._has_closure_loss = False
-        if self._autopilot is not None:
-            self._autopilot.after_step(optimizer)
-        if self._leads(optimizer):
+        outcome = self.stepping.after_step(optimizer)
+        if outcome == HELD:
+            self._held(optimizer)
+        elif outcome == SKIPPED:
+            self._skipped()
+        elif self._leads(optimizer):
             self._control.stepped()
             self.position.stepped()
-            self._recorder.stepped(float(optimizer.param_groups[0]["lr"]))
+            self._recorder.stepped(float(optimizer.param_groups[0]["lr"]), self.stepping.ratio)
             for tell in self._tell["after_step"]:
                 tell(optimizer, self._control.num_steps)
             if self._recorder.num_steps == _ESTIMATE_AT_STEP:
                 self._estimate_total()
             self._num_batches = 0
 
-    def step_skipped(self) -> None:
-        """Forget the step that the GradScaler skipped."""
+    def step_skipped(self, optimizer: Optimizer) -> None:
+        """Forget the step that a GradScaler of the cell's skipped."""
+        self.stepping.abandon(optimizer)
+        self._skipped()
+
+    def _skipped(self) -> None:
+        self._num_skipped += 1
+        self._recorder.log({"skipped_steps": float(self._num_skipped)})
         self._recorder.skipped()
         self._num_batches = 0
 
-    def before_unscaling(self, optimizer: Optimizer) -> None:
-        """Average first: unscaling looks for infinities."""
-        if self._autopilot is not None:
-            self._autopilot.before_step(optimizer)
-
-    def before_clipping(self, grads: Sequence[torch.Tensor]) -> None:
-        """Average first: clipping looks at all gradients."""
-        if self._autopilot is not None:
-            self._autopilot.before_clipping(grads)
+    def hold(self, optimizer: Optimizer) -> None:
+        """Hold back a step that a GradScaler of the cell's was to make."""
+        self.stepping.hold(optimizer)
+        self._held(optimizer)
 
     def iterate(self, loader: DataLoader[Any], original: Callable[..., Any]) -> Iterator[Any]:
         """Return the loader's batches, timed, and divided if it is a training loader."""
@@ -168,7 +181,10 @@ class Watch:
             if twin is not None
             else partial(self._saw_whole, begun, loader)
         )
-        return TimedBatches(batches, shares, self._ask, saw)
+        return TimedBatches(
+            batches, shares, self._ask, saw,
+            looks_ahead=self.stepping.accumulation.is_on, num_skipped=begun.num_skipped,
+        )  # fmt: skip
 
     def num_batches(self, loader: DataLoader[Any], original: Callable[..., int]) -> int:
         """Return the number of batches that this rank will get."""
@@ -177,8 +193,14 @@ class Watch:
         twin = self._autopilot.twin(loader)
         return original(loader if twin is None else twin)
 
+    def _held(self, optimizer: Optimizer) -> None:
+        if self.lead in (None, optimizer):
+            self.lead = optimizer
+            self._recorder.held(self.stepping.ratio)
+
     def _boundary(self) -> None:
         __tracebackhide__ = True
+        self.stepping.leave_forward()
         if self._control.boundary():
             for tell in self._tell["boundary"]:
                 tell(self._control.num_steps)
@@ -201,7 +223,14 @@ class Watch:
             return not torch.is_grad_enabled()
         return self._autopilot.is_evaluating()
 
-    def _saw_share(self, of: Pass, _batch: Any, share: Share | None, wait_s: float) -> None:
+    def _saw_share(
+        self,
+        of: Pass,
+        _batch: Any,
+        share: Share | None,
+        wait_s: float,
+        is_last: bool,  # noqa: FBT001
+    ) -> None:
         assert self._autopilot is not None  # noqa: S101  for the type checker: it makes shares
         if share is None:  # the end: what comes next is no share of anything
             of.is_over = True
@@ -210,11 +239,18 @@ class Watch:
         self._num_batches += 1
         self._recorder.saw_batch(share.num_samples, share.even, wait_s)
         self._tell_batch(of, wait_s)
+        self.stepping.accumulation.saw_batch(share.even, is_last=is_last)
         self._autopilot.weigh(share.weight, is_another=self._has_share)
         self._has_share = True
 
     def _saw_whole(
-        self, of: Pass, loader: DataLoader[Any], batch: Any, _share: Share | None, wait_s: float
+        self,
+        of: Pass,
+        loader: DataLoader[Any],
+        batch: Any,
+        _share: Share | None,
+        wait_s: float,
+        is_last: bool,  # noqa: FBT001
     ) -> None:
         if batch is None:  # the end
             of.is_over = True
@@ -223,6 +259,7 @@ class Watch:
         num = num_samples(batch)
         self._recorder.saw_batch(num, num, wait_s, is_whole=True)
         self._tell_batch(of, wait_s)
+        self.stepping.accumulation.saw_batch(num, is_last=is_last)
         if loader is not self._judged:
             self._whole = loader
 
@@ -259,5 +296,5 @@ class Watch:
             self._recorder.emit(Total(self._recorder.rank, total))
 
 
-def _forget(_batch: Any, _share: Share | None, _wait_s: float) -> None:
+def _forget(*_details: Any) -> None:
     """Take a batch that does not train."""

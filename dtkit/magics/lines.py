@@ -12,7 +12,7 @@ from dtkit.compression import METHODS
 from dtkit.magics.arguments import Parser
 from dtkit.magics.base import RANKS_HELP
 from dtkit.options import HVD, ON_NAN, WRITERS, RunOptions
-from dtkit.recipe import Recipe
+from dtkit.recipe import AMP, Recipe
 
 if TYPE_CHECKING:
     import argparse
@@ -40,17 +40,10 @@ def _train() -> Parser:
 
 def add_run_arguments(parser: Parser) -> None:
     """Add what a run's recipe and options are described with."""
-    parser.add_argument(
-        "--batch", default="rank", choices=("rank", "global"),
-        help="what a written batch size means: of each rank (default), or of all together",
-    )  # fmt: skip
+    _add_recipe(parser)
     parser.add_argument(
         "--batch-size", type=int, metavar="N",
         help="in place of the written batch size of DataLoaders that train (default: as written)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--compress", default="none", metavar="METHOD",
-        help=f"how gradients travel: {', '.join(METHODS)} (topk:0.01, powersgd:4)",
     )  # fmt: skip
     parser.add_argument(
         "--debug", action="store_true",
@@ -121,6 +114,26 @@ def _add_checkpoints(group: argparse._ArgumentGroup) -> None:
         "--resume", default="", metavar="RUN",
         help="go on from the newest checkpoint of a run (name, path, or last); the cell says "
         "what to load: start = dtkit.resume(model=model, optimizer=optimizer)",
+    )  # fmt: skip
+
+
+def _add_recipe(parser: Parser) -> None:
+    """Add what changes how a cell trains, but `--manual`."""
+    parser.add_argument(
+        "--accumulate", default=1, type=int, metavar="K",
+        help="make one step of every K that the cell writes: a K times larger batch",
+    )  # fmt: skip
+    parser.add_argument(
+        "--amp", default="off", choices=AMP,
+        help="precision of forward passes and losses (default: off)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch", default="rank", choices=("rank", "global"),
+        help="what a written batch size means: of each rank (default), or of all together",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compress", default="none", metavar="METHOD",
+        help=f"how gradients travel: {', '.join(METHODS)} (topk:0.01, powersgd:4)",
     )  # fmt: skip
 
 

@@ -65,3 +65,35 @@ for i in range(3):
     run = rig2.session.train(cell, recipe=Recipe(compress="fp16"))
     assert run.history["sent_bytes"].tolist() == [2.0 * (650 + 2)] * 3
     assert run.history["raw_bytes"].tolist() == [4.0 * (650 + 2)] * 3
+
+
+DDP = """
+torch.manual_seed(0)
+loader = DataLoader(train_set, batch_size=64)
+model = nn.Sequential(nn.Linear(64, 800), nn.ReLU(), nn.Linear(800, 400), nn.ReLU(),
+                      nn.Linear(400, 10))
+model = nn.parallel.DistributedDataParallel(model, bucket_cap_mb=0.5)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+for epoch in range(2):
+    for i, (xb, yb) in enumerate(loader):
+        if i < 28 and i % world_size == rank:
+            optimizer.zero_grad()
+            cross_entropy(model(xb), yb).backward()
+            optimizer.step()
+"""
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_cell_with_ddp_is_compressed_too(rig2: Rig, spec: str) -> None:
+    run = rig2.session.train(DDP, recipe=Recipe(compress=spec))
+    loss = run.history["loss"]
+    assert loss[-5:].mean() < 0.8 * loss[:3].mean()
+    rig2.assert_same_weights("model")
+    num = 64 * 800 + 800 + 800 * 400 + 400 + 400 * 10 + 10
+    assert run.history["raw_bytes"].tolist() == [4.0 * num] * 28
+    assert np.all(run.history["sent_bytes"] < 2.1 * num)
+
+
+def test_what_ddp_sends_by_itself_is_not_known(rig2: Rig) -> None:
+    run = rig2.session.train(DDP)
+    assert np.isnan(run.history["sent_bytes"]).all()

@@ -55,3 +55,28 @@ def test_every_method_is_a_module_of_its_name() -> None:
     folder = Path(dtkit.__file__).parent / "engine/reduce/compressors"
     modules = {path.stem for path in folder.glob("[a-z]*.py")} - {"base"}
     assert modules == set(METHODS) - {"none"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ({"amp": "bf16"}, "--amp bf16 puts the cell's forward passes under autocast"),
+        ({"accumulate": 4}, "--accumulate 4 holds the cell's optimizer steps back"),
+        ({"compress": "int8"}, "--compress int8 changes how gradients are averaged"),
+    ],
+)
+def test_what_changes_the_cell_is_refused_with_manual(
+    flags: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=reason):
+        Recipe(manual=True, **flags)  # type: ignore[arg-type]
+
+
+def test_numbers_and_names_that_there_are_not_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="--accumulate 0: how many steps make one"):
+        Recipe(accumulate=0)
+    with pytest.raises(InvalidInputError, match="--amp half: choose one of bf16, fp16, off"):
+        Recipe(amp="half")
+    assert str(Recipe(amp="bf16", accumulate=4, compress="topk:0.01")) == (
+        "--amp bf16 --accumulate 4 --compress topk:0.01"
+    )

@@ -31,12 +31,20 @@ class Passes:
 
     Args:
         on_wait: called with the seconds that a pass had to wait for other ranks.
+        is_deferred: whether to communicate in no pass, but when `flush` asks for it:
+            gradients of several passes are put together elsewhere before.
     """
 
-    def __init__(self, on_wait: Callable[[float], None] = lambda _seconds: None) -> None:
+    def __init__(
+        self,
+        on_wait: Callable[[float], None] = lambda _seconds: None,
+        *,
+        is_deferred: bool = False,
+    ) -> None:
         self.num_begun = 0
         self.is_open = False
         self._on_wait = on_wait
+        self._is_deferred = is_deferred
         # Holding them: one that lived on some ranks only (cyclic garbage goes when
         # it likes) would be missed by the others.
         self._due: dict[int, list[GradSynchronizer]] = {}
@@ -51,6 +59,8 @@ class Passes:
 
     def schedule(self, synchronizer: GradSynchronizer, pass_number: int) -> None:
         """Let a synchronizer communicate in that pass, and not before."""
+        if self._is_deferred:
+            return
         synchronizer.due = pass_number
         self._due.setdefault(pass_number, []).append(synchronizer)
 

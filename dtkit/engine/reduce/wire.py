@@ -56,6 +56,12 @@ class Wire:
         """Called with each bucket just before its averaging begins: it holds the rank's own."""
         self.momentum = MomentumCorrection() if self.compression.name == "topk" else None
 
+    def over(self, group: dist.ProcessGroup) -> Wire:
+        """Return the same over other ranks."""
+        other = Wire(group, self.compression, self.on_sent)
+        other.momentum = self.momentum
+        return other
+
     def layout_of(self, params: Sequence[torch.Tensor]) -> Layout:
         """Return the layout of these parameters' gradients: of one dtype, on one device."""
         first = params[0]
@@ -106,6 +112,11 @@ class Averaging:
             self._work = gather(self._received.view(-1), sent, group=group, async_op=True)
         self._sent = sent  # until it has left
         wire.on_sent(sent_bytes, raw_bytes)
+
+    def future(self) -> torch.futures.Future[Any]:
+        """Return torch's future of the collective."""
+        future: torch.futures.Future[Any] = self._work.get_future()
+        return future
 
     def wait(self) -> torch.Tensor:
         """Wait until it is done; returns the flags."""
