@@ -65,7 +65,7 @@ def test_what_the_frames_held_is_let_go_and_memory_is_told_by_rank(rig2: Rig) ->
     assert " in use, " in cause.evalue
     assert "Next: a smaller tensor" in cause.evalue
     text = str(caught.value)
-    assert "group rebuilt, state kept" in text
+    assert "group rebuilt; state kept" in text
     assert "memory now: rank 0 0." in text
     assert ", rank 1 0." in text
     (freed,) = rig2.session.execute("held() is None", ranks=[1]).results.values()
