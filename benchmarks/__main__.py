@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.carrying import pulling
 from benchmarks.driver import dashboard_cpu
 from benchmarks.noop import noop
 from benchmarks.processes import BenchmarkError
@@ -36,6 +37,7 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Result]]] = {
     "timeline": with_timeline,
     "merge": merging,
     "release": release,
+    "pull": pulling,
 }
 """By the name that `--only` takes, in the order in which they run."""
 

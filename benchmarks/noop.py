@@ -11,11 +11,11 @@ from benchmarks.result import Result, Settings, paired, typical
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["noop"]
+__all__ = ["CONNECT", "START", "noop"]
 
-_START = "%load_ext dtkit\n%dist_init -n 2 --devices cpu"
+START = "%load_ext dtkit\n%dist_init -n 2 --devices cpu"
 
-_CONNECT = """\
+CONNECT = """\
 import json, time
 import dtkit
 import ipyparallel as ipp
@@ -44,8 +44,8 @@ def noop(settings: Settings) -> list[Result]:
     folder = settings.folder / "noop"
     folder.mkdir()
     with Notebook(folder) as notebook:
-        notebook.run(_START)
-        notebook.run(_CONNECT)
+        notebook.run(START)
+        notebook.run(CONNECT)
         _measure(notebook, folder / "warm.json", 10)
         pairs = _measure(notebook, folder / "noop.json", num_rounds)
         notebook.run("client.close()")

@@ -95,11 +95,12 @@ class Session(CellVerbs):
         """Bring an object from a rank; tensors and modules arrive on the CPU.
 
         Raises:
-            InvalidInputError: there is no such name on the rank, or it cannot be carried.
+            InvalidInputError: there is no such name on the rank, it cannot be carried,
+                or there is no memory for it.
         """
         self._check_open()
         self._conductor.check_idle()
-        return pull(self._engines, name, rank)
+        return pull(self._engines, name, rank, host=self.facts[rank]["host"])
 
     def push(
         self, objects: dict[str, Any], *, ranks: Sequence[int] | None = None
@@ -111,7 +112,11 @@ class Session(CellVerbs):
         """
         self._check_open()
         self._conductor.check_idle()
-        return [push(self._engines, name, value, ranks) for name, value in objects.items()]
+        chosen = self.ranks if ranks is None else ranks
+        hosts = {rank: self.facts[rank]["host"] for rank in chosen}
+        return [
+            push(self._engines, name, value, chosen, hosts=hosts) for name, value in objects.items()
+        ]
 
     def status(self) -> tuple[RankStatus, ...]:
         """Return where every rank is; answers while they are busy."""

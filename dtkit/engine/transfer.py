@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
+import socket
 from typing import Any
 
-import cloudpickle
-import torch
-
 from dtkit.engine.shell import current_shell
+from dtkit.packing import pack, receive, send, unpack
 
-__all__ = ["accept", "export"]
+__all__ = ["accept", "drop", "export", "read", "receive_from", "send_to"]
 
 # Any: the user's own objects.
 
+_NUMBERS = itertools.count()
+_EXPORTED: dict[int, list[memoryview]] = {}
+"""Buffers that the driver has been told of and has not taken yet, by number."""
 
-def export(name: str) -> bytes:
-    """Return the object called `name`, pickled; classes defined in cells go along by value.
 
-    A name may have attributes: `model.head`. Tensors, and modules with all
-    their tensors, are pickled on the CPU; the rank's own object is unchanged.
+def export(name: str) -> tuple[int, bytes, list[int]]:
+    """Make the object called `name` ready; classes defined in cells go along by value.
+
+    A name may have attributes: `model.head`. Tensors, and modules with all their
+    tensors, arrive on the CPU; the rank's own object is unchanged.
+
+    Returns:
+        A number to ask for it with, its pickle, and the sizes in bytes of its buffers.
 
     Raises:
         NameError: there is no such name.
@@ -26,16 +33,42 @@ def export(name: str) -> bytes:
     """
     value = _lookup(name)
     try:
-        with _tensors_to_cpu():
-            return cloudpickle.dumps(value)  # type: ignore[no-any-return]
+        head, buffers = pack(value)
     except Exception as error:
         msg = f"{name} ({type(value).__name__}) cannot be carried: {error}"
         raise TypeError(msg) from error
+    number = next(_NUMBERS)
+    _EXPORTED[number] = buffers
+    return number, head, [buffer.nbytes for buffer in buffers]
 
 
-def accept(name: str, payload: bytes) -> None:
-    """Put a pickled object into the namespace under `name`."""
-    current_shell().user_ns[name] = cloudpickle.loads(payload)
+def send_to(path: str, number: int) -> None:
+    """Send an exported object's buffers to the driver's socket, from where they lie."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(path)
+        send(connection, _EXPORTED[number])
+
+
+def read(number: int, index: int, start: int, stop: int) -> bytes:
+    """Return a part of one of an exported object's buffers."""
+    return bytes(_EXPORTED[number][index][start:stop])
+
+
+def drop(number: int) -> None:
+    """Let go of an exported object."""
+    _EXPORTED.pop(number, None)
+
+
+def accept(name: str, head: bytes, buffers: list[bytes]) -> None:
+    """Put an object into the namespace under `name`."""
+    current_shell().user_ns[name] = unpack(head, [bytearray(b) for b in buffers])
+
+
+def receive_from(path: str, name: str, head: bytes, sizes: list[int]) -> None:
+    """Put an object into the namespace whose buffers come from the driver's socket."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(path)
+        current_shell().user_ns[name] = unpack(head, receive(connection, sizes))
 
 
 def _lookup(name: str) -> Any:
@@ -48,21 +81,3 @@ def _lookup(name: str) -> Any:
     for attribute in rest:
         value = getattr(value, attribute)
     return value
-
-
-def _tensors_to_cpu() -> Any:
-    """Return a context in which pickling a tensor on a GPU pickles its copy on the CPU."""
-    from dtkit.engine.patches import replaced
-
-    def make(original: Any) -> Any:
-        def __reduce_ex__(self: torch.Tensor, protocol: Any) -> Any:  # noqa: N807
-            if self.device.type == "cpu":
-                return original(self, protocol)
-            moved = self.detach().cpu()
-            if isinstance(self, torch.nn.Parameter):
-                moved = torch.nn.Parameter(moved, requires_grad=self.requires_grad)
-            return original(moved, protocol)
-
-        return __reduce_ex__
-
-    return replaced(torch.Tensor, "__reduce_ex__", make)

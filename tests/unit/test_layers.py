@@ -23,6 +23,7 @@ BASE = (
     "dtkit.alarm",
     "dtkit.errors",
     "dtkit.checkpoint_files",
+    "dtkit.packing",
     "dtkit._ranks",
     "dtkit.compression",
     "dtkit.events",
@@ -136,6 +137,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # A process of its own watches a session: it must stay small.
     "dtkit.guard": ("psutil",),
     **dict.fromkeys(SESSION, MAY_SESSION),
+    "dtkit.transfer": ("psutil", *MAY_SESSION),  # asks for the free memory
     "dtkit.magics": (
         "dtkit._guarded",
         "dtkit.archive",
@@ -181,6 +183,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "cloudpickle",
         "IPython",
         "dtkit.checkpoint_files",
+        "dtkit.packing",
         "dtkit.compression",
         "dtkit.horovod.alias",  # engines import Horovod's interface by Horovod's name
         "dtkit.errors",
@@ -211,7 +214,7 @@ MAY_IMPORT_LAZILY: dict[str, tuple[str, ...]] = {
         "dtkit.engine.group",
         "dtkit.engine.run",
     ),  # in a process that is an engine
-    "dtkit.transfer": ("cloudpickle",),  # loads torch when the object that it reads has tensors
+    "dtkit.packing": ("cloudpickle", "numpy", "torch"),  # what is carried may be tensors
     "dtkit._text": ("dtkit.telemetry",),  # the types that it puts into words
     "dtkit._tuneview": ("dtkit.tune",),  # the types that it draws
     "dtkit.sweep": ("pandas",),  # optional: Sweep.to_pandas

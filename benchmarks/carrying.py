@@ -1,0 +1,71 @@
+"""What it takes to bring a gigabyte of parameters to the notebook, against ipyparallel's pull."""
+
+from __future__ import annotations
+
+import json
+
+from benchmarks.noop import CONNECT, START
+from benchmarks.processes import Notebook
+from benchmarks.result import Result, Settings, Spread, paired, typical
+
+__all__ = ["pulling"]
+
+_MODEL = """\
+%%dist
+from torch import nn
+model = nn.ModuleList(nn.Linear(4096, 4096, bias=False) for _ in range({num_layers}))
+"""
+_ROUNDS = """\
+import pathlib, torch
+def peak_bytes():
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(l.split()[1]) for l in lines if l.startswith("VmHWM"))
+def measure(pull):
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # peak := now
+    before, begun = peak_bytes(), time.perf_counter()
+    value = pull()
+    took = time.perf_counter() - begun
+    size = sum(p.nbytes for p in value.parameters())
+    return took, (peak_bytes() - before) / size
+measure(lambda: session.pull("model").value)  # torch is loaded
+rows = []
+for _ in range({num_rounds}):
+    rows.append((measure(lambda: session.pull("model").value),
+                 measure(lambda: client[0].pull("model", block=True))))
+pathlib.Path({out!r}).write_text(json.dumps(rows))
+"""
+
+
+def pulling(settings: Settings) -> list[Result]:
+    """Measure both in turn, in one kernel and from the same engine."""
+    num_rounds, num_layers = settings.pick(5, 2), settings.pick(16, 4)
+    folder = settings.folder / "pull"
+    folder.mkdir()
+    out = folder / "pull.json"
+    with Notebook(folder) as notebook:
+        notebook.run(START)
+        notebook.run(CONNECT)
+        notebook.run(_MODEL.format(num_layers=num_layers))
+        notebook.run(_ROUNDS.format(num_rounds=num_rounds, out=str(out)))
+        notebook.run("client.close()")
+    ours, theirs = zip(*json.loads(out.read_text()), strict=True)
+    (our_s, our_peaks), (their_s, their_peaks) = (
+        list(zip(*r, strict=True)) for r in (ours, theirs)
+    )
+    size = f"{num_layers / 16:g} GiB of parameters"
+    command = "ipyparallel.Client(...)[0].pull('model', block=True), same engine"
+    held_back_by = "the speed at which two processes copy through a socket"
+    return [
+        Result(
+            name="pull", what=f"%dist_pull of {size}: how much faster",
+            spread=paired(their_s, our_s), unit="×", goal=3.0, better="more",
+            num_steps=num_rounds, command=command, held_back_by=held_back_by,
+            details={"dtkit": typical(our_s, "s"), "ipyparallel": typical(their_s, "s")},
+        ),
+        Result(
+            name="pull_peak", what=f"the driver's peak memory for {size}, over their size",
+            spread=Spread.of(our_peaks), unit="×", goal=1.3,
+            num_steps=num_rounds, command=command, held_back_by="buffers of the socket",
+            details={"ipyparallel": typical(their_peaks, "×")},
+        ),
+    ]  # fmt: skip
