@@ -11,7 +11,6 @@ ROOT = Path(__file__).parents[2] / "dtkit"
 # signature before.
 UNPICKLES = {
     "packing.py": "%dist_pull, %dist_push: from a rank of this session, from its driver",
-    "engine/checkpointing/read.py": "the index of a checkpoint, by a list of its own classes",
     "horovod/torch/functions.py": "hvd.broadcast_object: from a rank of the group, as torch's own",
     "horovod/launch/function.py": "horovod.run: from its own processes, in a folder of its own",
     "horovod/launch/worker.py": "horovod.run: the call, from the process that started this one",
