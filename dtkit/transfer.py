@@ -39,6 +39,8 @@ _SPARE = 0.9
 """Of the free memory: a system that has used all of it ends processes."""
 _SLOWEST = 20e6
 """Bytes a second; a transfer that is slower has come to a stop."""
+_STALL_S = 60.0
+"""A rank that neither sends nor takes anything for so long is given up."""
 _POLL_S = 0.1
 
 
@@ -151,7 +153,7 @@ def _serving(serve: Callable[[socket.socket], None]) -> Iterator[str]:
                 connection, _ = listener.accept()
             except TimeoutError:
                 continue
-            connection.settimeout(None)
+            connection.settimeout(_STALL_S)
             threads.append(threading.Thread(target=serve_one, args=(connection,), daemon=True))
             threads[-1].start()
 

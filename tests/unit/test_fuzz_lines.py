@@ -79,7 +79,7 @@ class FakeEngines:
     def call(self, function: str, *_args: Any, ranks: Any = None, **_kwargs: Any) -> dict[int, Any]:
         facts = {"device_name": "none", "torch": "0", "python": "0"}
         answers = {
-            "dtkit.engine.transfer:export": pickle.dumps(None),
+            "dtkit.engine.transfer:export": (0, pickle.dumps(None), []),
             "dtkit.engine.refill:export": (b"", [], []),
             "dtkit.engine.refill:equalize": [],
             "dtkit.engine.replicas:names_of_replicas": [],
