@@ -77,7 +77,7 @@ class FakeEngines:
     broken = ""
 
     def call(self, function: str, *_args: Any, ranks: Any = None, **_kwargs: Any) -> dict[int, Any]:
-        facts = {"device_name": "none", "torch": "0", "python": "0"}
+        facts = {"device_name": "none", "torch": "0", "python": "0", "host": "here"}
         answers = {
             "dtkit.engine.transfer:export": (0, pickle.dumps(None), []),
             "dtkit.engine.refill:export": (b"", [], []),
