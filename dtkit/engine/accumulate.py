@@ -133,6 +133,8 @@ class Accumulation:
 
     def close(self, optimizer: Optimizer) -> float:
         """End the group with a real step; return what that weighed, the first being 1."""
+        if not self.is_on:  # nothing is ever held: a step should cost next to nothing
+            return 1.0
         group = self._groups.setdefault(optimizer, _Group())
         group.num_written += 1
         group.is_held = self.last_was_held = False
