@@ -24,6 +24,7 @@ __all__ = [
     "RankError",
     "RankFailure",
     "StartError",
+    "check_choice",
 ]
 
 
@@ -125,3 +126,14 @@ class RankError(DtkitError):
 def _rank_list(ranks: list[int]) -> str:
     noun = "rank" if len(ranks) == 1 else "ranks"
     return f"{noun} {', '.join(map(str, sorted(ranks)))}"
+
+
+def check_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a flag's value that is none of the choices.
+
+    Raises:
+        InvalidInputError: it is none; the text lists them.
+    """
+    if value not in choices:
+        msg = f"{flag} {value}: choose one of {', '.join(choices)}"
+        raise InvalidInputError(msg)

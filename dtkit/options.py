@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dtkit.checkpoint_files import locate
-from dtkit.errors import InvalidInputError
+from dtkit.errors import InvalidInputError, check_choice
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,21 +64,15 @@ class RunOptions:
         if self.max_steps is not None and self.max_steps < 1:
             msg = f"--max-steps {self.max_steps}: 1 or more"
             raise InvalidInputError(msg)
-        if self.hvd not in HVD:
-            msg = f"--hvd {self.hvd}: choose one of {', '.join(HVD)}"
-            raise InvalidInputError(msg)
-        if self.on_nan not in ON_NAN:
-            msg = f"--on-nan {self.on_nan}: choose one of {', '.join(ON_NAN)}"
-            raise InvalidInputError(msg)
+        check_choice("--hvd", self.hvd, HVD)
+        check_choice("--on-nan", self.on_nan, ON_NAN)
         if self.profile < 0:
             msg = f"--profile {self.profile}: it takes a number of steps"
             raise InvalidInputError(msg)
         if self.timeline_steps < 0:
             msg = f"--timeline-steps {self.timeline_steps}: 0 means all, else a number of steps"
             raise InvalidInputError(msg)
-        if self.writers not in WRITERS:
-            msg = f"--writers {self.writers}: choose one of {', '.join(WRITERS)}"
-            raise InvalidInputError(msg)
+        check_choice("--writers", self.writers, WRITERS)
         if self.checkpoint_every < 0:
             msg = f"--checkpoint-every {self.checkpoint_every}: a number of steps, or 0 for none"
             raise InvalidInputError(msg)

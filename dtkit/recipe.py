@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from dtkit.compression import Compression
-from dtkit.errors import InvalidInputError
+from dtkit.errors import InvalidInputError, check_choice
 
 __all__ = ["AMP", "Recipe"]
 
@@ -41,12 +41,8 @@ class Recipe:
         if self.batch_size is not None and self.batch_size < 1:
             msg = f"--batch-size {self.batch_size}: 1 or more"
             raise InvalidInputError(msg)
-        if self.batch not in _BATCH:
-            msg = f"--batch {self.batch}: choose one of {', '.join(_BATCH)}"
-            raise InvalidInputError(msg)
-        if self.amp not in AMP:
-            msg = f"--amp {self.amp}: choose one of {', '.join(AMP)}"
-            raise InvalidInputError(msg)
+        check_choice("--batch", self.batch, _BATCH)
+        check_choice("--amp", self.amp, AMP)
         if self.accumulate < 1:
             msg = f"--accumulate {self.accumulate}: how many steps make one, 1 or more"
             raise InvalidInputError(msg)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtkit.errors import InvalidInputError
+from dtkit.errors import InvalidInputError, check_choice
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -137,9 +137,7 @@ def choose_backend(backend: str, slots: Sequence[Slot]) -> str:
     Raises:
         InvalidInputError: there is no such backend, or not for these slots.
     """
-    if backend not in BACKENDS:
-        msg = f"--backend {backend}: choose one of {', '.join(BACKENDS)}"
-        raise InvalidInputError(msg)
+    check_choice("--backend", backend, BACKENDS)
     has_own_gpu = all(slot.gpu is not None and not slot.shares_gpu for slot in slots)
     if backend == "nccl" and not has_own_gpu:
         msg = (

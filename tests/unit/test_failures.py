@@ -46,7 +46,7 @@ def test_a_traceback_without_a_frame_of_the_user_is_left_whole() -> None:
 
 
 def test_a_script_of_the_users_is_his_own() -> None:
-    text = "File ~/work/train.py:3, in main()\n      3 1 / 0\n\nZeroDivisionError: x"
+    text = "File ~/train.py:3, in main()\n      3 1 / 0\n\nZeroDivisionError: x"
     assert own_frames(text) == text
 
 
