@@ -7,23 +7,20 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.request import Request, urlopen
 
 import psutil
 import pytest
+from lab import SCREENSHOTS, TOKEN, Lab
 from playwright.sync_api import sync_playwright
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from playwright.sync_api import Browser, Page
 
-TOKEN = "of-this-test"  # noqa: S105  the server listens on loopback and lives for a minute
 START_TIMEOUT_S = 60.0
-SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 QUIET = {
     "@jupyterlab/apputils-extension/notification.jupyterlab-settings": {
         "fetchNews": "false",
@@ -38,36 +35,6 @@ CHROMIUM_FLAGS = [
     "--disable-sync",
     "--no-first-run",
 ]
-
-
-@dataclass(frozen=True)
-class Lab:
-    """A running JupyterLab: its address, its folder of notebooks, its settings."""
-
-    url: str
-    folder: Path
-    settings: Path
-
-    def set_theme(self, theme: str) -> None:
-        """Choose the theme that pages opened from now on have."""
-        path = self.settings / "@jupyterlab/apputils-extension/themes.jupyterlab-settings"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"theme": theme}))
-
-    def num_kernels(self) -> int:
-        """Return how many kernels are running."""
-        return len(self._call("GET", "api/kernels"))
-
-    def end_kernels(self) -> None:
-        """Shut all kernels down, as the user's «Shut Down All» does."""
-        for session in self._call("GET", "api/sessions"):
-            self._call("DELETE", f"api/sessions/{session['id']}")
-
-    def _call(self, method: str, path: str) -> list[dict[str, str]]:
-        headers = {"Authorization": f"token {TOKEN}"}
-        with urlopen(Request(f"{self.url}/{path}", headers=headers, method=method)) as answer:  # noqa: S310
-            text = answer.read()
-        return json.loads(text) if text else []  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")

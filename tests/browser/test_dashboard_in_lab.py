@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import nbformat
 import pytest
-from conftest import SCREENSHOTS, TOKEN, Lab
+from lab import SCREENSHOTS, TOKEN, Lab
 from playwright.sync_api import Locator, Page, expect
 
 if TYPE_CHECKING:

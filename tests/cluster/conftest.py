@@ -2,77 +2,18 @@
 
 from __future__ import annotations
 
-import ast
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
+from rig import DIGITS, Rig
 
 import dtkit
 from dtkit.guard.processes import Identity
-from dtkit.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from dtkit.run import Run
-
 # Any: what a cell leaves in its namespace.
-
-DIGITS = """
-import torch
-from torch import nn
-from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, TensorDataset
-from sklearn.datasets import load_digits
-
-digits = load_digits()
-X = torch.tensor(digits.data, dtype=torch.float32) / 16
-y = torch.tensor(digits.target)
-train_set = TensorDataset(X, y)
-"""
-"""An earlier cell of the notebook: scikit-learn's digits, 1797 samples of 64 numbers."""
-
-
-class Rig:
-    """A session with the digits on every rank, and the plain Python to compare it with."""
-
-    def __init__(self, session: dtkit.Session, digits: dict[str, Any]) -> None:
-        self.session = session
-        self._digits = digits
-
-    def plain(self, cell: str) -> dict[str, Any]:
-        """Run a cell in this process, as on one device; returns its names."""
-        namespace = dict(self._digits)
-        exec(compile(cell, "<cell>", "exec"), namespace)  # noqa: S102  what is tested
-        return namespace
-
-    def train(self, cell: str, batch: str = "global", *, manual: bool = False) -> Run:
-        """Run a cell under `%%dist_train`."""
-        return self.session.train(cell, recipe=Recipe(batch=batch, manual=manual))
-
-    def values(self, expression: str) -> list[Any]:
-        """Evaluate an expression on every rank; literals only."""
-        results = self.session.execute(expression).results
-        return [ast.literal_eval(results[rank]) for rank in self.session.ranks]
-
-    def common(self, expression: str) -> Any:
-        """Evaluate an expression that must have the same value on every rank."""
-        first, *others = self.values(expression)
-        assert all(other == first for other in others), (expression, first, others)
-        return first
-
-    def assert_same_weights(self, *models: str) -> None:
-        """Assert that a model's parameters are bit-equal on all ranks."""
-        for model in models:
-            self.common(f"[float(p.double().sum()) for p in {model}.parameters()]")
-
-
-def relative_error(curve: Any, expected: Any) -> float:
-    """Return the largest relative error of a curve; they must be equally long."""
-    curve, expected = np.asarray(curve, dtype=float), np.asarray(expected, dtype=float)
-    assert curve.shape == expected.shape
-    return float(np.max(np.abs(curve - expected) / np.abs(expected)))
 
 
 @pytest.fixture(scope="session")

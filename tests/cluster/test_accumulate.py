@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from conftest import relative_error
+from rig import relative_error
 
 from dtkit.errors import RankError
 from dtkit.recipe import Recipe
 
 if TYPE_CHECKING:
-    from conftest import Rig
+    from rig import Rig
 
 TOLERANCE = 2e-5
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from conftest import relative_error
+from rig import relative_error
 
 from dtkit.engine.precision import measure_slowdown, slowdown_note
 from dtkit.recipe import Recipe
 
 if TYPE_CHECKING:
-    from conftest import Rig
+    from rig import Rig
 
 TYPES = """
 import torch.nn.functional as F

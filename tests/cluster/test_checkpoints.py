@@ -16,7 +16,7 @@ from dtkit.recipe import Recipe
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conftest import Rig
+    from rig import Rig
 
     from dtkit.run import Run
 

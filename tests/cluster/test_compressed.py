@@ -10,7 +10,7 @@ import pytest
 from dtkit.recipe import Recipe
 
 if TYPE_CHECKING:
-    from conftest import Rig
+    from rig import Rig
 
 SPECS = ["fp16", "bf16", "int8", "int4", "sign", "topk:0.05", "powersgd:4"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from conftest import DIGITS
+from rig import DIGITS
 
 import dtkit
 from dtkit.export import Cell, write_script
@@ -18,7 +18,7 @@ from dtkit.recipe import Recipe
 from dtkit.run import Run
 
 if TYPE_CHECKING:
-    from conftest import Rig
+    from rig import Rig
 
 BIN = Path(sys.executable).parent
 CELL = """

@@ -10,7 +10,7 @@ from dtkit.errors import RankError
 from dtkit.options import RunOptions
 
 if TYPE_CHECKING:
-    from conftest import Rig
+    from rig import Rig
 
 LECTURE = """
 import torch

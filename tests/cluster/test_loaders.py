@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import Rig
+    from rig import Rig
 
 CELL = """
 from torch.utils.data import (

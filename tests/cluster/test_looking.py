@@ -19,7 +19,7 @@ from dtkit.options import RunOptions
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conftest import Rig
+    from rig import Rig
 
 CELL = """
 import dtkit

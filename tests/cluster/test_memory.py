@@ -9,7 +9,7 @@ import pytest
 from dtkit.errors import RankError
 
 if TYPE_CHECKING:
-    from conftest import Rig
+    from rig import Rig
 
 HELD = """
 import weakref

@@ -10,7 +10,7 @@ import pytest
 from dtkit.recipe import Recipe
 
 if TYPE_CHECKING:
-    from conftest import Rig
+    from rig import Rig
 
     from dtkit.run import Run
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import relative_error
+from rig import relative_error
 
 if TYPE_CHECKING:
-    from conftest import Rig
+    from rig import Rig
 
 TOLERANCE = 1e-5
 

@@ -13,7 +13,7 @@ from dtkit.events import RankEnded, StepBatch, decode
 from dtkit.telemetry import RunState
 
 if TYPE_CHECKING:
-    from conftest import Rig
+    from rig import Rig
 
     from dtkit.run import Run
 

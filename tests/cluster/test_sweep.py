@@ -15,7 +15,7 @@ from dtkit.options import RunOptions
 from dtkit.recipe import Recipe
 
 if TYPE_CHECKING:
-    from conftest import Rig
+    from rig import Rig
 
 EARLIER = """
 import hashlib, random

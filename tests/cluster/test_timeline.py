@@ -20,7 +20,7 @@ from dtkit.trace.analysis import Analysis, analyse
 from dtkit.trace.rows import read_run
 
 if TYPE_CHECKING:
-    from conftest import Rig
+    from rig import Rig
 
     from dtkit.run import Run
 

@@ -12,7 +12,7 @@ from dtkit.recipe import Recipe
 from dtkit.tune import BatchTuning, LrTuning, TuneSettings
 
 if TYPE_CHECKING:
-    from conftest import Rig
+    from rig import Rig
 
     from dtkit import Session
 

@@ -12,7 +12,7 @@ from dtkit.recipe import Recipe
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from conftest import Rig
+    from rig import Rig
 
     from dtkit.run import Run
 
