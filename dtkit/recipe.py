@@ -7,11 +7,19 @@ from typing import Any
 
 from dtkit.compression import Compression
 from dtkit.errors import InvalidInputError, check_choice
+from dtkit.strategy import Strategy
 
 __all__ = ["AMP", "Recipe"]
 
 AMP = ("bf16", "fp16", "off")
 _BATCH = ("rank", "global")
+_WITHOUT_MANUAL = {
+    "batch": "divides the cell's DataLoaders",
+    "amp": "puts the cell's forward passes under autocast",
+    "accumulate": "holds the cell's optimizer steps back",
+    "compress": "changes how gradients are averaged",
+    "strategy": "says how the ranks come to train one model",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +35,7 @@ class Recipe:
         amp: the precision of forward passes and losses: `bf16`, `fp16` or `off`.
         accumulate: how many written steps make one.
         compress: how gradients travel between ranks, as `Compression.parse` reads it.
+        strategy: how the ranks come to train one model, as `Strategy.parse` reads it.
     """
 
     manual: bool = False
@@ -35,6 +44,7 @@ class Recipe:
     amp: str = "off"
     accumulate: int = 1
     compress: str = "none"
+    strategy: str = "ddp"
 
     def __post_init__(self) -> None:
         Compression.parse(self.compress)
@@ -46,24 +56,22 @@ class Recipe:
         if self.accumulate < 1:
             msg = f"--accumulate {self.accumulate}: how many steps make one, 1 or more"
             raise InvalidInputError(msg)
+        strategy = Strategy.parse(self.strategy)
+        self._refuse(strategy.refuses, f"not with --strategy {strategy}")
         if self.manual:
-            self._refuse_with_manual()
+            self._refuse(
+                _WITHOUT_MANUAL,
+                "--manual leaves the cell alone: use one. A cell that distributes its model "
+                "itself is recognized without --manual",
+            )
 
-    def _refuse_with_manual(self) -> None:
-        """Raise if a flag changes what `manual` leaves to the cell."""
-        reasons = {
-            "batch": "divides the cell's DataLoaders",
-            "amp": "puts the cell's forward passes under autocast",
-            "accumulate": "holds the cell's optimizer steps back",
-            "compress": "changes how gradients are averaged",
-        }
+    def _refuse(self, reasons: dict[str, str], why: str) -> None:
+        """Raise if a field that has a reason against it is not as it is by default."""
         for field in fields(self):
-            if field.name in reasons and getattr(self, field.name) != field.default:
-                msg = (
-                    f"--{field.name} {getattr(self, field.name)} {reasons[field.name]}, --manual "
-                    "leaves the cell alone: use one. A cell that distributes its model itself is "
-                    "recognized without --manual"
-                )
+            value = getattr(self, field.name)
+            if field.name in reasons and value != field.default:
+                flag = field.name.replace("_", "-")
+                msg = f"--{flag} {value} {reasons[field.name]}, {why}"
                 raise InvalidInputError(msg)
 
     def __str__(self) -> str:

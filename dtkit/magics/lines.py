@@ -13,6 +13,7 @@ from dtkit.magics.arguments import Parser
 from dtkit.magics.base import RANKS_HELP
 from dtkit.options import HVD, ON_NAN, WRITERS, RunOptions
 from dtkit.recipe import AMP, Recipe
+from dtkit.strategy import STRATEGIES
 
 if TYPE_CHECKING:
     import argparse
@@ -134,6 +135,10 @@ def _add_recipe(parser: Parser) -> None:
     parser.add_argument(
         "--compress", default="none", metavar="METHOD",
         help=f"how gradients travel: {', '.join(METHODS)} (topk:0.01, powersgd:4)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--strategy", default="ddp", metavar="NAME",
+        help=f"how the ranks come to train one model: {', '.join(STRATEGIES)} (default: ddp)",
     )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ BASE = (
     "dtkit.packing",
     "dtkit._ranks",
     "dtkit.compression",
+    "dtkit.strategy",
     "dtkit.events",
     "dtkit.output",
     "dtkit.batchsize",
@@ -185,6 +186,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "dtkit.checkpoint_files",
         "dtkit.packing",
         "dtkit.compression",
+        "dtkit.strategy",
         "dtkit.horovod.alias",  # engines import Horovod's interface by Horovod's name
         "dtkit.errors",
         "dtkit.events",

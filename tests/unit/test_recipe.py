@@ -8,6 +8,7 @@ import dtkit
 from dtkit.compression import METHODS, Compression
 from dtkit.errors import InvalidInputError
 from dtkit.recipe import Recipe
+from dtkit.strategy import Strategy
 
 
 def test_it_shows_only_what_differs_from_the_defaults() -> None:
@@ -49,6 +50,23 @@ def test_a_compression_is_written_as_it_is_read(text: str) -> None:
 def test_a_compression_that_there_is_not_is_refused(text: str, answer: str) -> None:
     with pytest.raises(InvalidInputError, match=answer):
         Recipe(compress=text)
+
+
+@pytest.mark.parametrize("text", ["ddp"])
+def test_a_strategy_is_written_as_it_is_read(text: str) -> None:
+    assert str(Strategy.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("fsdp", "--strategy fsdp: choose one of ddp"),
+        ("ddp:2", "ddp takes no number; write --strategy ddp"),
+    ],
+)
+def test_a_strategy_that_there_is_not_is_refused(text: str, answer: str) -> None:
+    with pytest.raises(InvalidInputError, match=answer):
+        Recipe(strategy=text)
 
 
 def test_every_method_is_a_module_of_its_name() -> None:

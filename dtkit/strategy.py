@@ -1,0 +1,91 @@
+"""What `--strategy` may say: how the ranks come to train one model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from dtkit.errors import InvalidInputError
+
+__all__ = ["STRATEGIES", "Strategy"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """One strategy.
+
+    Attributes:
+        argument: what the number after the colon is called; "": there is none.
+        example: such a number.
+        has_inf: whether it may also be `inf`.
+        refuses: the fields of a recipe that it does not go with, and what they would do.
+    """
+
+    argument: str = ""
+    example: str = ""
+    has_inf: bool = False
+    refuses: dict[str, str] = field(default_factory=dict)
+
+
+STRATEGIES: dict[str, _Kind] = {
+    "ddp": _Kind(),
+}
+"""By name. A new one is a line here and a branch in `dtkit.engine.run`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """How the ranks come to train one model.
+
+    Attributes:
+        name: one of `STRATEGIES`.
+        value: its number, None if it takes none; `math.inf` where that is allowed.
+    """
+
+    name: str = "ddp"
+    value: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Strategy:
+        """Return what `ddp` and the like say.
+
+        Raises:
+            InvalidInputError: it says nothing that there is.
+        """
+        name, colon, number = text.partition(":")
+        if name not in STRATEGIES:
+            msg = f"--strategy {text}: choose one of {', '.join(map(_usage, STRATEGIES))}"
+            raise InvalidInputError(msg)
+        kind = STRATEGIES[name]
+        if not kind.argument:
+            if colon:
+                msg = f"--strategy {text}: {name} takes no number; write --strategy {name}"
+                raise InvalidInputError(msg)
+            return cls(name)
+        return cls(name, _number(text, name, number, kind))
+
+    @property
+    def refuses(self) -> dict[str, str]:
+        """The fields of a recipe that it does not go with, and what they would do."""
+        return STRATEGIES[self.name].refuses
+
+    def __str__(self) -> str:
+        return self.name if self.value is None else f"{self.name}:{self.value:g}"
+
+
+def _number(text: str, name: str, number: str, kind: _Kind) -> float:
+    if kind.has_inf and number == "inf":
+        return math.inf
+    if number.isascii() and number.isdigit() and int(number) > 0:
+        return int(number)
+    choice = " or inf" if kind.has_inf else ""
+    msg = (
+        f"--strategy {text}: {kind.argument} must be a whole number greater than 0{choice}, "
+        f"as in {name}:{kind.example}"
+    )
+    raise InvalidInputError(msg)
+
+
+def _usage(name: str) -> str:
+    argument = STRATEGIES[name].argument
+    return f"{name}:{argument}" if argument else name
