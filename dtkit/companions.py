@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ if TYPE_CHECKING:
     from dtkit.run import Run
     from dtkit.tensorboard.writer import TensorBoardWriter
 
-__all__ = ["accompany", "tensorboard_writer"]
+__all__ = ["accompany", "write_tensorboard"]
 
 
 def accompany(run: Run) -> None:
@@ -22,12 +23,18 @@ def accompany(run: Run) -> None:
         _write_timeline(run, run.options.timeline)
 
 
-def tensorboard_writer(run: Run, folder: Path) -> TensorBoardWriter:
-    """Return a writer of the run's event file."""
+def write_tensorboard(run: Run, folder: Path) -> None:
+    """Write a run for TensorBoard as it is now."""
+    _tensorboard_writer(run, folder).close(run.state, run.end_unix_s)
+    _share_profiles(run, folder)
+
+
+def _tensorboard_writer(run: Run, folder: Path) -> TensorBoardWriter:
     from dtkit.tensorboard.writer import TensorBoardWriter  # 0.1 s, for those who ask for it
 
     settings = {**run.recipe.to_dict(), "ranks": len(run.ranks)}
-    return TensorBoardWriter(run.news, folder, run.start_unix_s, settings)
+    graph = run.dir / "graph.pb"
+    return TensorBoardWriter(run.news, folder, run.start_unix_s, settings, graph)
 
 
 def _write_tensorboard(run: Run, folder: str) -> None:
@@ -35,11 +42,27 @@ def _write_tensorboard(run: Run, folder: str) -> None:
 
     target = Path(folder).expanduser() / run.name if folder else run.dir / "tensorboard"
     try:
-        thread = TensorBoardThread(tensorboard_writer(run, target))
+        thread = TensorBoardThread(_tensorboard_writer(run, target))
     except OSError as error:
         run.note(f"the run is not written for TensorBoard: {error}")
         return
-    run.at_end(lambda ended: thread.close(ended.state, ended.end_unix_s))
+
+    def end(ended: Run) -> None:
+        thread.close(ended.state, ended.end_unix_s)
+        _share_profiles(ended, target)
+
+    run.at_end(end)
+
+
+def _share_profiles(run: Run, folder: Path) -> None:
+    """Put the ranks' profiles where TensorBoard's profiler tab (torch-tb-profiler) looks."""
+    from dtkit.trace.profiles import profile_path
+
+    for rank in run.ranks:
+        # The tab wants <host>_<number>.pt.trace.json.
+        shared = folder / f"rank_{rank}.pt.trace.json"
+        if profile_path(run.dir, rank).exists() and not shared.exists():
+            shutil.copyfile(profile_path(run.dir, rank), shared)
 
 
 def _write_timeline(run: Run, file: str) -> None:

@@ -34,6 +34,7 @@ class RunOptions:
         profile: so many steps are profiled by torch's profiler; 0: none.
         tensorboard: where the run is written for TensorBoard, in a folder of its
             name; "" means its own folder, None not at all.
+        tensorboard_graph: whether the model's graph is written too.
         timeline: file of the run's timeline; "" means `timeline.json` in its own
             folder (`timeline.json.gz` of the whole run), None no timeline.
         timeline_steps: how many of the last steps it shows; 0: the whole run.
@@ -52,6 +53,7 @@ class RunOptions:
     max_steps: int | None = None
     profile: int = 0
     tensorboard: str | None = None
+    tensorboard_graph: bool = False
     timeline: str | None = None
     timeline_steps: int = 200
     timeline_mark_cycles: bool = False
@@ -68,6 +70,9 @@ class RunOptions:
         check_choice("--on-nan", self.on_nan, ON_NAN)
         if self.profile < 0:
             msg = f"--profile {self.profile}: it takes a number of steps"
+            raise InvalidInputError(msg)
+        if self.tensorboard_graph and self.tensorboard is None:
+            msg = "--tensorboard-graph: TensorBoard shows it, so add --tensorboard"
             raise InvalidInputError(msg)
         if self.timeline_steps < 0:
             msg = f"--timeline-steps {self.timeline_steps}: 0 means all, else a number of steps"
@@ -108,6 +113,8 @@ class RunOptions:
         parts.append(("dtkit.engine.noise:make", {}))
         if self.tensorboard is not None:
             parts.append(("dtkit.engine.grad_norm:make", {}))
+        if self.tensorboard_graph:
+            parts.append(("dtkit.engine.model_graph:make", {}))
         if self.profile:
             steps = {"num_steps": self.profile}
             parts.append(("dtkit.engine.trace.profile:make", steps))

@@ -161,10 +161,10 @@ class Run:
         Args:
             folder: gets them; None: `tensorboard` in the run's own folder.
         """
-        from dtkit.companions import tensorboard_writer  # loads TensorBoard
+        from dtkit.companions import write_tensorboard  # loads TensorBoard
 
         target = self.dir / "tensorboard" if folder is None else Path(folder)
-        tensorboard_writer(self, target).close(self.state, self.end_unix_s)
+        write_tensorboard(self, target)
         return target
 
     def timeline(self) -> Timeline:

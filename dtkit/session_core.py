@@ -19,6 +19,7 @@ from dtkit.cluster import (
     choose_backend,
     place_local,
 )
+from dtkit.companions import accompany
 from dtkit.conductor import Conductor
 from dtkit.errors import ClosedError, ClusterDiedError, DtkitError
 from dtkit.followed import FollowedExecution
@@ -231,6 +232,7 @@ class SessionCore:
         for note in facts.notes:
             run.note(note)
         run.write()  # who drives it now
+        accompany(run)
         return run, self._conductor.follow(run, FollowedExecution(run, self._engines))
 
     def _open(self) -> None:

@@ -72,6 +72,9 @@ def add_run_arguments(parser: Parser) -> None:
         "before a script write --tensorboard=DIR",
     )  # fmt: skip
     parser.add_argument(
+        "--tensorboard-graph", action="store_true", help="with the graph of the model"
+    )
+    parser.add_argument(
         "--timeline", nargs="?", const="", metavar="FILE",
         help="record where the time goes, for %%dist_timeline and as a trace that Chrome and "
         "Perfetto open; before a script write --timeline=FILE",

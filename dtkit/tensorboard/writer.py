@@ -36,19 +36,23 @@ __all__ = ["MAX_POINTS_PER_ROUND", "TensorBoardThread", "TensorBoardWriter", "ta
 MAX_POINTS_PER_ROUND = 500
 """Of a model that makes thousands of steps a second not every one is written while it runs:
 TensorBoard itself keeps 1,000 points of a curve, and each costs the driver about 20 µs."""
+_SUFFIX = ".dtkit"
 _INTERVAL_S = 1.0
 _SKIPPED = ("step", "time_s", "smooth", "samples", "rate_low", "rate_high")
 _TRAIN = ("loss", "lr", "grad_norm", "noise_scale")
 
 
 class TensorBoardWriter:
-    """Writes what is new of a run each time it is asked to.
+    """Writes what is new of a run each time it is asked to; begins with its first step.
+
+    What an earlier writer wrote of the run is removed: it would be a second curve.
 
     Args:
         news: `RunState.news`.
         folder: gets the event file.
         start_unix_s: the run's start.
         settings: what it was trained with: the recipe and more, by name.
+        graph: where the first rank puts the model's graph, if it is to.
     """
 
     def __init__(
@@ -57,10 +61,14 @@ class TensorBoardWriter:
         folder: Path,
         start_unix_s: float,
         settings: dict[str, Any],  # Any: JSON
+        graph: Path | None = None,
     ) -> None:
         self._news = news
+        self._graph = graph
         self._start_unix_s = start_unix_s
-        self._file = EventFileWriter(str(folder), max_queue_size=10_000, flush_secs=2)
+        for old in folder.glob(f"events.out.tfevents.*{_SUFFIX}"):
+            old.unlink()
+        self._file = EventFileWriter(str(folder), 10_000, 2, _SUFFIX)
         self._num_rows = 0
         self._metrics_to = 0
         self._newest_step = 0
@@ -87,6 +95,9 @@ class TensorBoardWriter:
         for name, points in news.metrics.items():
             self._write(tag_of(name, is_logged=True), points)
         self._write_peaks(news)
+        if self._graph is not None and self._graph.exists():
+            self._file.add_event(Event(graph_def=self._graph.read_bytes()))
+            self._graph = None
         self._file.flush()
 
     def close(self, state: str, end_unix_s: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
 import dtkit
 from dtkit.archive import runs
@@ -20,14 +22,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from dtkit.run import Run
+
 DRIVER = """
 import sys
 import dtkit
+from dtkit.options import RunOptions
 from dtkit.values import Lease
 
 runs_dir, lease, cell = sys.argv[1:]
 session = dtkit.Session.start(2, runs_dir=runs_dir, lease=Lease(float(lease)))
-run, steps = session.training(cell, name="lasting")
+options = RunOptions(tensorboard="", timeline="")
+run, steps = session.training(cell, name="lasting", options=options)
 said = False
 for _ in steps:
     if run.view().step >= 3 and not said:
@@ -102,6 +108,12 @@ def wait_until(is_done: Callable[[], bool], what: str) -> None:
         time.sleep(0.01)
 
 
+def tensorboard_steps(run: Run) -> list[int]:
+    """Return the steps of the loss curve that TensorBoard shows."""
+    events = EventMultiplexer(size_guidance={"scalars": 0}).AddRunsFromDirectory(str(run.dir))
+    return [point.step for point in events.Reload().Scalars("tensorboard", "train/loss")]
+
+
 def test_the_next_kernel_sees_the_whole_run_and_stops_it(leave: Callable[..., Left]) -> None:
     left = leave()
     (orphan,) = [orphan for orphan in dtkit.Session.orphans() if orphan.id == left.id]
@@ -126,6 +138,9 @@ def test_the_next_kernel_sees_the_whole_run_and_stops_it(leave: Callable[..., Le
         assert session.facts[1]["pid"] in session.pids()
         session.execute("dist.all_reduce(is_over)")
         assert left.runs["lasting"].state == "stopped"
+        assert tensorboard_steps(run) == steps
+        trace = json.loads((run.dir / "timeline.json").read_text())
+        assert f"step {steps[-1]:.0f}" in {event.get("name") for event in trace["traceEvents"]}
     assert not [process for process in processes if process and process.is_alive]
 
 
