@@ -12,7 +12,7 @@ from tensorboard.compat.proto.graph_pb2 import GraphDef
 from dtkit.options import RunOptions
 
 if TYPE_CHECKING:
-    from conftest import Rig
+    from rig import Rig
 
     from dtkit.run import Run
 
