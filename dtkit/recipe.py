@@ -85,9 +85,10 @@ class Recipe:
 
     def parts(self) -> list[tuple[str, dict[str, Any]]]:
         """Return what takes part in the run for it, as `RunOptions.parts` does."""
-        if self.batch_size is None:
-            return []
-        return [("dtkit.engine.batch_size:make", {"batch_size": self.batch_size})]
+        parts = Strategy.parse(self.strategy).parts()
+        if self.batch_size is not None:
+            parts.append(("dtkit.engine.batch_size:make", {"batch_size": self.batch_size}))
+        return parts
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as JSON values."""

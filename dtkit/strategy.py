@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from dtkit.errors import InvalidInputError
 
@@ -17,20 +18,33 @@ class _Kind:
     Attributes:
         argument: what the number after the colon is called; "": there is none.
         example: such a number.
+        does: what it does, with the number as `{0:g}`.
         has_inf: whether it may also be `inf`.
         refuses: the fields of a recipe that it does not go with, and what they would do.
     """
 
     argument: str = ""
     example: str = ""
+    does: str = "gradients averaged"
     has_inf: bool = False
     refuses: dict[str, str] = field(default_factory=dict)
 
 
+_LOOSE = {
+    "batch": "gives N ranks the loss curve of one, which needs them in step",
+    "compress": "makes gradients small on their way, and none travel",
+}
 STRATEGIES: dict[str, _Kind] = {
     "ddp": _Kind(),
-}
-"""By name. A new one is a line here and a branch in `dtkit.engine.run`."""
+    "local-sgd": _Kind(
+        "H", "8", "weights averaged every {0:g} steps", refuses=_LOOSE,
+    ),
+    "diloco": _Kind(
+        "H", "32", "an outer step (Nesterov) every {0:g} steps", refuses=_LOOSE,
+    ),
+}  # fmt: skip
+"""By name. Those that are not named in `_IN_STEP` are parts of a run: `dtkit.engine.loose`."""
+_IN_STEP = ("ddp",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +77,20 @@ class Strategy:
                 raise InvalidInputError(msg)
             return cls(name)
         return cls(name, _number(text, name, number, kind))
+
+    @property
+    def is_loose(self) -> bool:
+        """Whether each rank makes steps of its own, from its own gradients."""
+        return self.name not in _IN_STEP
+
+    @property
+    def does(self) -> str:
+        """What it does, in a few words."""
+        return STRATEGIES[self.name].does.format(self.value)
+
+    def parts(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return what takes part in the run for it, as `RunOptions.parts` does."""
+        return [("dtkit.engine.loose:make", {"strategy": str(self)})] if self.is_loose else []
 
     @property
     def refuses(self) -> dict[str, str]:

@@ -47,6 +47,7 @@ class _Adopted:
         self.num_params = 0
         self.frozen: list[torch.Tensor] = []
         self.is_left_alone = False
+        self.num_taken = 0
 
     def is_outdated(self, optimizer: Optimizer) -> bool:
         """Return whether the cell added parameters since, or unfroze some."""
@@ -61,7 +62,8 @@ class Adoption:
         passes: the backward passes; whoever sees one begin and end tells them.
         models: of the optimizer that was adopted or used last.
         num_models: how many models got their weights from the first rank.
-        num_averaged: how many optimizers have their gradients averaged.
+        num_averaged: how many optimizers have their gradients averaged, or their weights
+            where the strategy says so.
         num_left_alone: how many were left to those who distribute them.
 
     Args:
@@ -165,6 +167,15 @@ class Adoption:
             return None
         return str(zlib.crc32(repr(weights.checksums(parameters_of(optimizer))).encode()))
 
+    def times_taken(self, optimizer: Optimizer) -> int | None:
+        """Return how often an optimizer's parameters were taken over, None if they are not ours."""
+        entry = self._adopted.get(optimizer)
+        return None if entry is None or entry.is_left_alone else entry.num_taken
+
+    def models_of(self, optimizer: Optimizer) -> list[torch.nn.Module]:
+        """Return the models whose weights an optimizer changes."""
+        return self._adopted[optimizer].models
+
     def release(self, params: Iterable[torch.Tensor], reason: str) -> None:
         """Leave these parameters, and all of their optimizers, to the user."""
         params = list(params)
@@ -205,8 +216,11 @@ class Adoption:
         weights.broadcast(state, self._group)
         self._count(models)
         entry.models = self.models = models
+        entry.num_taken += 1
         active = [p for p in params if p.requires_grad]
-        if active:
+        if active and self._wire.strategy.is_loose:
+            self.num_averaged += entry.num_taken == 1
+        elif active:
             self._synchronize(entry, active)
 
     def _survey(

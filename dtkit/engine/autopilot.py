@@ -26,6 +26,7 @@ from dtkit.engine.loader import ShardedLoaders, why_whole
 from dtkit.engine.models import already_distributed, named_in, uses_distributed
 from dtkit.engine.patches import replaced
 from dtkit.engine.reduce import Passes
+from dtkit.engine.saying import what_was_done
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -67,7 +68,7 @@ class Autopilot:
         self._note = note
         self._passes = Passes(on_wait, is_deferred=is_deferred)
         self._is_deferred = is_deferred
-        self._adoption = Adoption(wire, self._passes, note)
+        self.adoption = Adoption(wire, self._passes, note)
         self._loaders = ShardedLoaders(group, is_global=is_global_batch)
         self._is_users = False
         """Whether the cell distributes its model itself."""
@@ -87,16 +88,16 @@ class Autopilot:
         self._is_users = is_wrapped or uses_distributed(source, namespace)
         # type(), not isinstance: an arbitrary object's __class__ may run code.
         found = {id(v): v for v in namespace.values() if issubclass(type(v), Optimizer)}
-        self._adoption.equalize(found.values())
+        self.adoption.equalize(found.values())
 
     def adopt(self, optimizer: Optimizer) -> None:
         """Take over an optimizer that the cell has made."""
-        self._adoption.adopt(optimizer)
+        self.adoption.adopt(optimizer)
 
     def stand_back(self, params: Iterable[torch.Tensor], reason: str) -> None:
         """Leave parameters, and the cell's DataLoaders, to whoever distributes them already."""
         self._is_users = True
-        self._adoption.release(params, reason)
+        self.adoption.release(params, reason)
 
     def settle(self, optimizers: Iterable[Optimizer]) -> None:
         """Make weights equal now that the cell has set them, and not at their first use.
@@ -105,12 +106,12 @@ class Autopilot:
         first rank's would replace the others'.
         """
         for optimizer in optimizers:
-            self._adoption.adopt(optimizer)
-        self._adoption.before_first_use()
+            self.adoption.adopt(optimizer)
+        self.adoption.before_first_use()
 
     def before_backward(self) -> float:
         """Make ready for a backward pass; returns the weight of its gradients."""
-        self._adoption.before_first_use()
+        self.adoption.before_first_use()
         if not self._passes.num_begun and not self._is_global_batch:
             self._part()
         self._passes.begin()
@@ -139,23 +140,23 @@ class Autopilot:
 
     def average(self, optimizer: Optimizer) -> None:
         """Average what is not averaged yet of an optimizer's gradients: they are used now."""
-        self._adoption.before_use(optimizer)
+        self.adoption.before_use(optimizer)
 
     def follow_scale(self, scale: Callable[[], float]) -> None:
         """Keep what compression remembers in step with the scale of the losses."""
-        self._adoption.follow_scale(scale)
+        self.adoption.follow_scale(scale)
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Make ready for a step: it must see equal gradients everywhere."""
-        self._adoption.before_step(optimizer)
+        self.adoption.before_step(optimizer)
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Note a finished step."""
-        self._adoption.used(optimizer)
+        self.adoption.used(optimizer)
 
     def before_clipping(self, grads: Iterable[torch.Tensor]) -> None:
         """Average what is not averaged yet: clipping looks at all gradients together."""
-        self._adoption.flush(grads)
+        self.adoption.flush(grads)
 
     def shared_closure(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
         """Return the closure with its loss averaged over ranks.
@@ -163,12 +164,14 @@ class Autopilot:
         Optimizers such as LBFGS decide by the loss; ranks that saw different
         losses would take different decisions and part.
         """
+        if self._wire.strategy.is_loose:
+            return closure
 
         def averaged() -> Any:
             loss = closure()
             # The optimizer uses the gradients now, long before its step is done.
-            self._adoption.before_use(optimizer)
-            self._adoption.used(optimizer)
+            self.adoption.before_use(optimizer)
+            self.adoption.used(optimizer)
             return self._average(loss, self.batch_weight)
 
         return averaged
@@ -179,7 +182,7 @@ class Autopilot:
 
     def is_evaluating(self) -> bool:
         """Return whether the cell evaluates: that must see every sample."""
-        models = self._adoption.models
+        models = self.adoption.models
         is_eval = models and not any(m.training for model in models for m in model.modules())
         return bool(is_eval) or not torch.is_grad_enabled()
 
@@ -201,7 +204,7 @@ class Autopilot:
         """Keep watch within the context; on leaving, every hook is removed."""
         users_ddp = partial(making_ddp, self._wire, self.stand_back, is_deferred=self._is_deferred)
         with ExitStack() as stack:
-            stack.callback(self._adoption.close)
+            stack.callback(self.adoption.close)
             for owner, name, make in (
                 (DistributedDataParallel, "__init__", users_ddp),
                 (ReduceLROnPlateau, "step", self._sharing_metric),
@@ -212,22 +215,11 @@ class Autopilot:
 
     def summary(self) -> str:
         """Return one line that says what was done to the cell."""
-        parts = []
-        if self._adoption.num_models:
-            parts.append(f"{_count(self._adoption.num_models, 'model')} broadcast")
-        sizes = self._loaders.batch_sizes
-        for size in sorted(set(sizes)):
-            num = sizes.count(size)
-            parts.append(f"{_count(num, 'DataLoader')} sharded{self._batch_text(size)}")
-        if self._adoption.num_averaged:
-            parts.append("gradients averaged")
-            if not sizes and not self._has_noted_whole:
-                parts.append(
-                    "no DataLoader was sharded: every rank trains on the data that it reads itself"
-                )
-        elif self._passes.num_begun and not self._adoption.num_left_alone:
-            parts.append("no optimizer of torch.optim was used: every rank trains by itself")
-        return ", ".join(parts)
+        return what_was_done(
+            self.adoption, self._loaders.batch_sizes, self._wire,
+            is_global=self._is_global_batch, has_passes=self._passes.num_begun > 0,
+            has_noted_whole=self._has_noted_whole,
+        )  # fmt: skip
 
     def compare_weights(self, optimizer: Optimizer, store: dist.Store, name: str) -> str | None:
         """Return a line if an optimizer's weights are not the same on all ranks.
@@ -240,7 +232,7 @@ class Autopilot:
             store: shared by the ranks.
             name: of the run, used once.
         """
-        checksum = self._adoption.checksum(optimizer)
+        checksum = self.adoption.checksum(optimizer)
         if checksum is None:
             return None
         store.set(f"{name}/{self._rank}", checksum)
@@ -254,19 +246,9 @@ class Autopilot:
             "rank to rank. Rank 0's are the ones that %dist_pull brings"
         )
 
-    def _batch_text(self, size: int) -> str:
-        num = self._world_size
-        if not size:  # a sampler of batches that does not say
-            return ""
-        if not self._is_global_batch:
-            return f" (global batch {num} × {size} = {num * size})"
-        if size % num:
-            return f" (global batch {size} over {num} ranks)"
-        return f" (global batch {size} = {num} × {size // num})"
-
     @property
     def _is_left_whole(self) -> bool:
-        return self._is_users or self._adoption.num_left_alone > 0
+        return self._is_users or self.adoption.num_left_alone > 0
 
     def _part(self) -> None:
         sent: list[Any] = [randomness.fingerprint()]
@@ -293,7 +275,3 @@ class Autopilot:
             original(scheduler, shared, *args, **kwargs)
 
         return step
-
-
-def _count(num: int, noun: str) -> str:
-    return f"{num} {noun}{'' if num == 1 else 's'}"

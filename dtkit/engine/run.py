@@ -30,6 +30,7 @@ from dtkit.engine.stepping import Stepping
 from dtkit.engine.watch import Watch
 from dtkit.events import Note, RankEnded, RankStarted
 from dtkit.recipe import Recipe
+from dtkit.strategy import Strategy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -258,7 +259,8 @@ class ActiveRun:
         if self.recipe.manual or self.group is None:
             return None
         compression = Compression.parse(self.recipe.compress)
-        self.wire = Wire(self.group, compression, self.recorder.sent)
+        strategy = Strategy.parse(self.recipe.strategy)
+        self.wire = Wire(self.group, compression, self.recorder.sent, strategy)
         return Autopilot(
             self.wire,
             is_global_batch=self.recipe.batch == "global",

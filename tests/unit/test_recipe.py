@@ -1,6 +1,7 @@
 """The flags that change how a run trains."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,7 +53,7 @@ def test_a_compression_that_there_is_not_is_refused(text: str, answer: str) -> N
         Recipe(compress=text)
 
 
-@pytest.mark.parametrize("text", ["ddp"])
+@pytest.mark.parametrize("text", ["ddp", "local-sgd:8", "diloco:32"])
 def test_a_strategy_is_written_as_it_is_read(text: str) -> None:
     assert str(Strategy.parse(text)) == text
 
@@ -62,11 +63,21 @@ def test_a_strategy_is_written_as_it_is_read(text: str) -> None:
     [
         ("fsdp", "--strategy fsdp: choose one of ddp"),
         ("ddp:2", "ddp takes no number; write --strategy ddp"),
+        ("local-sgd", "H must be a whole number greater than 0, as in local-sgd:8"),
+        ("diloco:0", "H must be"),
+        ("diloco:1.5", "H must be"),
+        ("local-sgd:inf", "H must be"),
     ],
 )
 def test_a_strategy_that_there_is_not_is_refused(text: str, answer: str) -> None:
     with pytest.raises(InvalidInputError, match=answer):
         Recipe(strategy=text)
+
+
+@pytest.mark.parametrize("flags", [{"batch": "global"}, {"compress": "fp16"}])
+def test_what_does_not_go_with_a_strategy_is_refused(flags: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInputError, match="not with --strategy local-sgd:8"):
+        Recipe(strategy="local-sgd:8", **flags)
 
 
 def test_every_method_is_a_module_of_its_name() -> None:

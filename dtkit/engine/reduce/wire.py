@@ -10,6 +10,7 @@ import torch.distributed as dist
 from dtkit.compression import Compression
 from dtkit.engine.reduce.compressors import Layout
 from dtkit.engine.reduce.momentum import MomentumCorrection
+from dtkit.strategy import Strategy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,6 +42,7 @@ class Wire:
         compression: how gradients are made small.
         on_sent: called for each collective with the bytes that this rank sends, and
             with those that it would send without compression.
+        strategy: whether gradients are averaged at all, or what is done in place of it.
     """
 
     def __init__(
@@ -48,8 +50,10 @@ class Wire:
         group: dist.ProcessGroup,
         compression: Compression | None = None,
         on_sent: Callable[[float, float], None] = lambda _sent, _raw: None,
+        strategy: Strategy | None = None,
     ) -> None:
         self.group = group
+        self.strategy = strategy or Strategy()
         self.compression = compression or Compression()
         self.on_sent = on_sent
         self.on_launch: Callable[[Bucket], None] = _ignore
@@ -58,7 +62,7 @@ class Wire:
 
     def over(self, group: dist.ProcessGroup) -> Wire:
         """Return the same over other ranks."""
-        other = Wire(group, self.compression, self.on_sent)
+        other = Wire(group, self.compression, self.on_sent, self.strategy)
         other.momentum = self.momentum
         return other
 

@@ -1,0 +1,28 @@
+"""Loose strategies: each rank makes steps of its own, and the replicas are brought together.
+
+`--strategy` chooses one (see `dtkit.strategy`); `make` gives the part of the run that does it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dtkit.engine.loose.rounds import DiLoCo, LocalSGD
+from dtkit.engine.parts import Part
+from dtkit.strategy import Strategy
+
+if TYPE_CHECKING:
+    from dtkit.engine.run import ActiveRun
+
+__all__ = ["make"]
+
+
+def make(run: ActiveRun, *, strategy: str) -> Part:
+    """Return what keeps the replicas of a run together."""
+    autopilot, wire = run.autopilot, run.wire
+    if autopilot is None or wire is None:  # one rank: there is nothing to bring together
+        return Part()
+    chosen = Strategy.parse(strategy)
+    assert chosen.value is not None  # noqa: S101  for the type checker: they all take a number
+    kind = DiLoCo if chosen.name == "diloco" else LocalSGD
+    return kind(autopilot.adoption, wire, run.recorder, every=int(chosen.value))
