@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
 from torch.nn.parameter import is_lazy
@@ -157,8 +157,22 @@ class Adoption:
             return  # asking a GradScaler waits for the device
         factor, self._scale = scale() / self._scale, scale()
         if factor != 1.0:
-            for synchronizer in list(self._synchronizers):
-                synchronizer.rescale(factor)
+            self._wire.memory.rescale(factor)
+
+    def memory(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Return what compression has left out so far of an optimizer's gradients, on this rank."""
+        entries = self._wire.memory.state(parameters_of(optimizer))
+        return {
+            "method": str(self._wire.compression),
+            "params": entries if any(entries) else [],
+            "scale": self._scale,
+        }
+
+    def remember(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
+        """Go on with what `memory` gave; of another method nothing is taken over."""
+        if state["method"] == str(self._wire.compression):
+            self._wire.memory.load(parameters_of(optimizer), state["params"])
+            self._scale = state["scale"]
 
     def checksum(self, optimizer: Optimizer) -> str | None:
         """Return what an optimizer's weights are known by, None if they are not ours."""
@@ -246,6 +260,7 @@ class Adoption:
 
     def _synchronize(self, entry: _Adopted, params: list[torch.Tensor]) -> None:
         own, models = {id(p) for p in params}, entry.models
+        memory = self._wire.memory.state(params)
         synchronizer = GradSynchronizer(
             params,
             self._wire,
@@ -264,6 +279,7 @@ class Adoption:
         for other in list(self._adopted.values()):
             other.synchronizers = [s for s in other.synchronizers if s.params]
         self._synchronizers.add(synchronizer)
+        self._wire.memory.load(params, memory)
 
     def _leave_alone(self, optimizer: Optimizer, reason: str) -> None:
         entry = self._adopted[optimizer]

@@ -9,7 +9,6 @@ gradients are averaged inside `backward()`. Whoever distributed a model himself
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from dtkit.engine import randomness, saving
 from dtkit.engine.adoption import Adoption
-from dtkit.engine.ddp import making_ddp
+from dtkit.engine.ddp import UsersDdp
 from dtkit.engine.loader import ShardedLoaders, why_whole
 from dtkit.engine.models import already_distributed, named_in, uses_distributed
 from dtkit.engine.patches import replaced
@@ -67,7 +66,7 @@ class Autopilot:
         self._is_global_batch = is_global_batch
         self._note = note
         self._passes = Passes(on_wait, is_deferred=is_deferred)
-        self._is_deferred = is_deferred
+        self._ddp = UsersDdp(wire, self.stand_back, note, is_deferred=is_deferred)
         self.adoption = Adoption(wire, self._passes, note)
         self._loaders = ShardedLoaders(group, is_global=is_global_batch)
         self._is_users = False
@@ -84,6 +83,7 @@ class Autopilot:
     def prepare(self, source: str, namespace: Mapping[str, Any]) -> None:
         """Let all ranks begin a cell alike: random numbers, and weights that are there."""
         randomness.share(self._group)
+        self._ddp.found()
         is_wrapped = already_distributed([], named_in(source, namespace)) is not None
         self._is_users = is_wrapped or uses_distributed(source, namespace)
         # type(), not isinstance: an arbitrary object's __class__ may run code.
@@ -202,11 +202,11 @@ class Autopilot:
     @contextmanager
     def flying(self) -> Iterator[None]:
         """Keep watch within the context; on leaving, every hook is removed."""
-        users_ddp = partial(making_ddp, self._wire, self.stand_back, is_deferred=self._is_deferred)
         with ExitStack() as stack:
             stack.callback(self.adoption.close)
+            stack.callback(self._ddp.close)
             for owner, name, make in (
-                (DistributedDataParallel, "__init__", users_ddp),
+                (DistributedDataParallel, "__init__", self._ddp.making),
                 (ReduceLROnPlateau, "step", self._sharing_metric),
                 (torch, "save", saving.whole_or_not_at_all),
             ):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
-from dtkit.engine.reduce.ddp import compress_ddp
+from torch.nn.parallel import DistributedDataParallel
+
+from dtkit.engine.models import live_modules
+from dtkit.engine.reduce.ddp import CompressedDdp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -13,36 +17,71 @@ if TYPE_CHECKING:
 
     from dtkit.engine.reduce import Wire
 
-__all__ = ["making_ddp"]
+__all__ = ["UsersDdp"]
 
 
-def making_ddp(
-    wire: Wire,
-    stand_back: Callable[[Iterable[torch.Tensor], str], None],
-    original: Callable[..., None],
-    *,
-    is_deferred: bool,
-) -> Callable[..., None]:
-    """Return what takes the place of DistributedDataParallel's constructor.
+class UsersDdp:
+    """The DDP models of a cell.
 
     Args:
         wire: how gradients are to travel.
         stand_back: called with the parameters that are DDP's from now on, and why.
-        original: the constructor.
+        note: takes a line for the user.
         is_deferred: whether gradients are to be accumulated, which DDP leaves to the cell.
     """
 
-    def __init__(ddp: Any, module: torch.nn.Module, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        if is_deferred:
-            msg = (
-                "--accumulate: this cell wraps its model in DistributedDataParallel, which "
-                "averages in every backward pass. Accumulate in the cell, with no_sync(), or "
-                "leave the wrapping out and dtkit does both"
-            )
-            raise RuntimeError(msg)
-        stand_back(module.parameters(), "its model is wrapped in DistributedDataParallel")
-        original(ddp, module, *args, **kwargs)
-        if wire.compression.name != "none":
-            compress_ddp(ddp, wire.over(ddp.process_group))
+    def __init__(
+        self,
+        wire: Wire,
+        stand_back: Callable[[Iterable[torch.Tensor], str], None],
+        note: Callable[[str], None],
+        *,
+        is_deferred: bool,
+    ) -> None:
+        self._wire = wire
+        self._stand_back = stand_back
+        self._note = note
+        self._is_deferred = is_deferred
+        self._compressed: WeakSet[CompressedDdp] = WeakSet()
 
-    return __init__
+    def making(self, original: Callable[..., None]) -> Callable[..., None]:
+        """Return what takes the place of DDP's constructor."""
+
+        def __init__(ddp: Any, module: torch.nn.Module, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+            if self._is_deferred:
+                msg = (
+                    "--accumulate: this cell wraps its model in DistributedDataParallel, which "
+                    "averages in every backward pass. Accumulate in the cell, with no_sync(), or "
+                    "leave the wrapping out and dtkit does both"
+                )
+                raise RuntimeError(msg)
+            reason = "its model is wrapped in DistributedDataParallel"
+            self._stand_back(module.parameters(), reason)
+            original(ddp, module, *args, **kwargs)
+            self._compress(ddp)
+
+        return __init__
+
+    def found(self) -> None:
+        """Compress what models of earlier cells send, too."""
+        if self._wire.compression.name != "none":
+            for module in live_modules():
+                if issubclass(type(module), DistributedDataParallel):
+                    self._compress(module)
+
+    def close(self) -> None:
+        """Let the models send as DDP does."""
+        for one in self._compressed:
+            one.end()
+
+    def _compress(self, model: Any) -> None:
+        if self._wire.compression.name != "none":
+            one = CompressedDdp.of(model)
+            if one is None:
+                self._note(
+                    "--compress: a DistributedDataParallel model has a communication hook of its "
+                    "own, which decides how its gradients travel: left to it"
+                )
+                return
+            one.begin(self._wire.over(model.process_group))
+            self._compressed.add(one)

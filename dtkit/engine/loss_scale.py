@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -53,6 +53,16 @@ class LossScale:
         is_finite = self._are_finite[key]
         self.num_skipped += not is_finite
         return is_finite
+
+    def state(self) -> dict[str, Any]:
+        """Return the scale, and what the next `update` will take into account."""
+        finite = list(self._are_finite.values())
+        return {"value": self.value, "num_good": self._num_good, "finite": finite}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on with what `state` gave."""
+        self.value, self._num_good = state["value"], state["num_good"]
+        self._are_finite = dict(enumerate(state["finite"]))
 
     def update(self) -> None:
         """Take the steps since the last update into account."""

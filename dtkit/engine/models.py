@@ -102,17 +102,29 @@ def averages_itself(optimizer: object) -> bool:
 def uses_distributed(source: str, namespace: Mapping[str, Any]) -> bool:
     """Return whether a cell uses an optimizer of an earlier cell that combines gradients itself."""
     return any(
-        re.search(rf"\b{name}\b", source)
-        and not re.search(rf"^\s*{name}\s*=", source, re.MULTILINE)
+        _is_taken_over(name, source)
         for name, value in namespace.items()
         if issubclass(type(value), torch.optim.Optimizer) and averages_itself(value)
     )
 
 
 def named_in(source: str, namespace: Mapping[str, Any]) -> list[nn.Module]:
-    """Return the models in a namespace whose names occur in a cell's source."""
-    names = set(re.findall(r"\w+", source))
-    return [v for k, v in namespace.items() if k in names and issubclass(type(v), nn.Module)]
+    """Return the models in a namespace that a cell goes on with."""
+    return [
+        value
+        for name, value in namespace.items()
+        if issubclass(type(value), nn.Module) and _is_taken_over(name, source)
+    ]
+
+
+def _is_taken_over(name: str, source: str) -> bool:
+    """Return whether a cell uses what an earlier one left under a name."""
+    lines = (line for line in source.splitlines() if re.search(rf"\b{name}\b", line))
+    first = next(lines, None)
+    if first is None:
+        return False
+    made_anew = re.match(rf"\s*{name}\s*=(?!=)(.*)", first)
+    return made_anew is None or re.search(rf"\b{name}\b", made_anew[1]) is not None
 
 
 def running_statistics(models: Iterable[nn.Module]) -> list[torch.Tensor]:

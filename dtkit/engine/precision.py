@@ -130,6 +130,17 @@ class Precision:
         self._is_update_due = True
         return self._loss_scale.was_finite(id(optimizer))
 
+    def state(self) -> dict[str, Any]:
+        """Return what a run that goes on from here must know."""
+        scale = self._loss_scale
+        return {} if scale is None else scale.state() | {"is_due": self._is_update_due}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on with what `state` gave; of a run in another precision nothing is taken over."""
+        if self._loss_scale is not None and state:
+            self._loss_scale.load(state)
+            self._is_update_due = state["is_due"]
+
     def summary(self) -> str:
         """Return what became of the loss scale, "" if there is nothing to say."""
         scale = self._loss_scale

@@ -45,7 +45,10 @@ def attach(models: Iterable[DistributedDataParallel]) -> None:
     """Let DDP models work in the present group; sends nothing."""
     for model in models:
         state: dict[str, Any] = vars(model).copy()  # Any: a module's attributes
+        hooks, state["_comm_hooks"] = state["_comm_hooks"], []
         model.__setstate__(state)
+        for hook, hook_state in hooks:
+            model.register_comm_hook(hook_state, hook)
 
 
 def names_of_replicas() -> list[str]:

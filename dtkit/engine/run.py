@@ -84,12 +84,10 @@ class ActiveRun:
         self._name = f"dtkit/{self._group.generation}/{spec['dir']}"
         self._parts = make_parts(self, spec["parts"])
         self._precision = self._make_precision()
-        self._stepping = Stepping(
+        self.stepping = Stepping(
             Accumulation(self.recipe.accumulate), self._precision, self.autopilot
         )
-        self._watch = Watch(
-            self.recorder, self.control, self.autopilot, self._stepping, self._parts
-        )
+        self._watch = Watch(self.recorder, self.control, self.autopilot, self.stepping, self._parts)
         self._stack = ExitStack()
 
     @property
@@ -195,7 +193,7 @@ class ActiveRun:
             self.autopilot.prepare(source, namespace)
         if self._precision:
             self._precision.prepare(source)
-        self._stepping.prepare(namespace)
+        self.stepping.prepare(namespace)
         for part in self._parts:
             part.begin()
         self.recorder.emit(
@@ -217,7 +215,7 @@ class ActiveRun:
 
     def _finish_steps(self) -> None:
         try:
-            num = self._stepping.finish()
+            num = self.stepping.finish()
         except RuntimeError as error:  # another rank failed, and this one waited for it
             self.note(f"the last steps, not yet {self.recipe.accumulate}, are lost: {error}")
             return

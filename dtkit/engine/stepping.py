@@ -134,6 +134,21 @@ class Stepping:
         if self._autopilot is not None:
             self._autopilot.after_step(optimizer)
 
+    def state(self, optimizers: Mapping[str, Optimizer]) -> dict[str, Any]:
+        """Return what a run that goes on from here must know beside the optimizers' own state."""
+        memory = {}
+        if self._autopilot is not None:
+            memory = {name: self._autopilot.adoption.memory(o) for name, o in optimizers.items()}
+        return {"memory": memory, "scale": self._precision.state() if self._precision else {}}
+
+    def load(self, optimizers: Mapping[str, Optimizer], state: dict[str, Any]) -> None:
+        """Go on with what `state` gave on this rank."""
+        if self._precision is not None:
+            self._precision.load(state["scale"])
+        for name in optimizers.keys() & state["memory"].keys():
+            if self._autopilot is not None:
+                self._autopilot.adoption.remember(optimizers[name], state["memory"][name])
+
     def finish(self) -> int:
         """Make the steps that are held back still; return how many were written for them."""
         num_held = 0

@@ -66,19 +66,21 @@ class Checkpoints(Part):
         """Load the registered objects, the random state and the data position."""
         position, ranks = self._run.position, self._ranks
         extra = load(path, self._given, ranks.rank, ranks.num)
+        optimizers = _optimizers(self._given)
         if self._run.autopilot is not None:
-            given = self._given.values()
-            self._run.autopilot.settle([o for o in given if isinstance(o, Optimizer)])
+            self._run.autopilot.settle(optimizers.values())
         manifest = Manifest.read(path)
         where = f"{path.name} of {path.parent.parent.name} (epoch {manifest.epoch})"
         if extra is None:
             position.step = manifest.step
             self._say(
                 f"resumed from {where} on {ranks.num} ranks, written by {manifest.world_size}: "
-                "weights and optimizer, but neither random state nor place in the epoch"
+                "weights and optimizer, but neither random state, nor place in the epoch, nor what "
+                "compression had left out"
             )
         else:
             position.go_on_from(extra)
+            self._run.stepping.load(optimizers, extra["stepping"])
             self._say(f"resumed from {where}")
         self.resume_from = None
 
@@ -94,7 +96,8 @@ class Checkpoints(Part):
             raise CheckpointError(msg)
         mark = mark or self._run.position.state()
         self._mark, self._is_due, self._num_since = None, False, 0
-        self._pending = self._writer.save(objects, mark, step=mark["step"], epoch=mark["epoch"])
+        extra = {**mark, "stepping": self._run.stepping.state(_optimizers(objects))}
+        self._pending = self._writer.save(objects, extra, step=mark["step"], epoch=mark["epoch"])
         return self._pending
 
     def before_step(self, optimizer: Optimizer) -> None:
@@ -171,6 +174,10 @@ class Checkpoints(Part):
     def _say(self, text: str) -> None:
         if self._ranks.rank == 0:
             self._run.note(text)
+
+
+def _optimizers(objects: dict[str, Any]) -> dict[str, Optimizer]:
+    return {name: thing for name, thing in objects.items() if isinstance(thing, Optimizer)}
 
 
 def make(run: ActiveRun, *, every: int, keep: int, resume: str) -> Part:

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dtkit.engine.reduce.compressors import make_compressor
 from dtkit.engine.reduce.wire import Averaging
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dtkit.engine.reduce.compressors import Compressor
+    from dtkit.engine.reduce.memory import Compressors
     from dtkit.engine.reduce.wire import Wire
 
 __all__ = ["Bucket", "make_buckets"]
@@ -151,7 +151,10 @@ def _copy(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
 
 
 def make_buckets(
-    params: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor], wire: Wire
+    params: Sequence[torch.Tensor],
+    tensors: Sequence[torch.Tensor],
+    wire: Wire,
+    compressors: Compressors,
 ) -> list[Bucket]:
     """Return buckets in the order in which the backward pass is expected to fill them.
 
@@ -160,6 +163,7 @@ def make_buckets(
         tensors: averaged along with the last bucket of their dtype and device, or
             in a bucket of their own if that one is compressed.
         wire: the ranks, and the compression.
+        compressors: of the parameters.
     """
     kinds: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
     for param in reversed(params):
@@ -173,10 +177,8 @@ def make_buckets(
         chunks = _chunks(members, COMPRESSED_BUCKET_BYTES if is_compressed else BUCKET_BYTES)
         for chunk in chunks:
             has_extras = chunk is chunks[-1] and not is_compressed
-            compressor = make_compressor(wire.compression, wire.layout_of(chunk))
-            buckets.append(
-                Bucket(chunk, extras.pop(kind, []) if has_extras else [], wire, compressor)
-            )
+            more = extras.pop(kind, []) if has_extras else []
+            buckets.append(Bucket(chunk, more, wire, compressors.of(chunk)))
     return buckets + [Bucket([], more, wire) for more in extras.values()]
 
 

@@ -2,61 +2,75 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
-from dtkit.engine.reduce.compressors import make_compressor
-from dtkit.engine.reduce.wire import Averaging
+from dtkit.engine.reduce.memory import Compressors
+from dtkit.engine.reduce.wire import Averaging, Wire
 
 if TYPE_CHECKING:
     import torch
     from torch.nn.parallel import DistributedDataParallel
 
-    from dtkit.engine.reduce.compressors import Compressor
-    from dtkit.engine.reduce.wire import Wire
-
-__all__ = ["compress_ddp"]
+__all__ = ["CompressedDdp"]
 
 
-def compress_ddp(model: DistributedDataParallel, wire: Wire) -> None:
-    """Let DDP send its gradients compressed, for as long as it lives.
+class CompressedDdp:
+    """Lets a DDP model send its gradients compressed while a run lasts.
+
+    A hook of DDP's stays for as long as the model, so there is one of these for each
+    model; between runs it averages as DDP does without a hook.
 
     Args:
-        model: no communication hook may be registered with it yet.
-        wire: its process group, and the compression.
+        model: None in a copy that was pickled: it has no hook.
     """
-    model.register_comm_hook(_Buckets(wire), _average)
 
+    def __init__(self, model: DistributedDataParallel | None = None) -> None:
+        self._model = None if model is None else weakref.ref(model)
+        self.is_registered = model is not None
+        self.wire: Wire | None = None
+        self._compressors: Compressors | None = None
 
-class _Buckets:
-    """The compressors of DDP's buckets, which it lays out anew after its first pass."""
+    @classmethod
+    def of(cls, model: DistributedDataParallel) -> CompressedDdp | None:
+        """Return the one of a model; None: it has a communication hook of the cell's."""
+        states = [state for _, state in model._comm_hooks]  # noqa: SLF001  no other way to know
+        for state in states:
+            if isinstance(state, CompressedDdp) and state.is_registered:
+                return state
+        if any(not isinstance(state, CompressedDdp) for state in states):
+            return None
+        made = cls(model)
+        model.register_comm_hook(made, _average)
+        return made
 
-    def __init__(self, wire: Wire) -> None:
+    def begin(self, wire: Wire) -> None:
+        """Compress from now on."""
         self.wire = wire
-        self._compressors: dict[tuple[int, ...], Compressor | None] = {}
-        self._memory: dict[int, dict[str, Any]] = {}
+        self._compressors = Compressors(wire, self._living().parameters())
 
-    def compressor(self, params: list[torch.Tensor]) -> Compressor | None:
-        """Return the compressor of the bucket that holds these parameters."""
-        key = tuple(map(id, params))
-        if key not in self._compressors:
-            self._forget_others(set(key))
-            made = make_compressor(self.wire.compression, self.wire.layout_of(params))
-            if made is not None and self._memory:
-                made.load([self._memory.pop(i, {}) for i in key])
-            self._compressors[key] = made
-        return self._compressors[key]
+    def end(self) -> None:
+        """Send gradients as they are from now on."""
+        self.wire = self._compressors = None
 
-    def _forget_others(self, params: set[int]) -> None:
-        for key in [key for key in self._compressors if params.intersection(key)]:
-            old = self._compressors.pop(key)
-            if old is not None:
-                self._memory.update(zip(key, old.state(), strict=True))
+    def average(self, flat: torch.Tensor, params: list[torch.Tensor]) -> Averaging:
+        """Start to average a bucket."""
+        if self.wire is not None and self._compressors is not None:
+            return Averaging(self.wire, flat, flat[:0], self._compressors.of(params))
+        return Averaging(Wire(self._living().process_group), flat, flat[:0])
+
+    def _living(self) -> DistributedDataParallel:
+        model = None if self._model is None else self._model()
+        assert model is not None  # noqa: S101  whoever asks holds it
+        return model
+
+    def __reduce__(self) -> Any:
+        return CompressedDdp, ()
 
 
-def _average(buckets: _Buckets, bucket: Any) -> torch.futures.Future[torch.Tensor]:
+def _average(state: CompressedDdp, bucket: Any) -> torch.futures.Future[torch.Tensor]:
     flat: torch.Tensor = bucket.buffer()
-    compressor = buckets.compressor(bucket.parameters())
-    averaging = Averaging(buckets.wire, flat, flat[:0], compressor)
+    averaging = state.average(flat, bucket.parameters())
 
     def done(_future: Any) -> torch.Tensor:
         averaging.finish(flat)

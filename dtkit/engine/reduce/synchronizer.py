@@ -6,6 +6,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from dtkit.engine.reduce.buckets import Bucket, make_buckets
+from dtkit.engine.reduce.memory import Compressors
 from dtkit.engine.reduce.passes import Passes
 from dtkit.engine.reduce.sparse import average_sparse
 
@@ -61,8 +62,7 @@ class GradSynchronizer:
         self._bucket_of: dict[int, Bucket] = {}
         self._last_step = self._passes.num_begun
         self._last_reduced = -1  # gradients may be older than this object
-        self._memory: dict[int, dict[str, Any]] = {}
-        """What compressors remembered of each parameter when the buckets were last laid out."""
+        self._compressors = Compressors(wire, self.params)
         self._handles: dict[int, Any] = {}  # RemovableHandle
         self._hook_all()
         weakref.finalize(self, _remove, self._handles)
@@ -86,6 +86,7 @@ class GradSynchronizer:
 
     def drop(self, params: Iterable[torch.Tensor]) -> None:
         """Leave these parameters to somebody else."""
+        params = list(params)
         gone = {id(p) for p in params}
         _remove({k: self._handles.pop(k) for k in gone.intersection(self._handles)})
         self.params = tuple(p for p in self.params if id(p) not in gone)
@@ -93,6 +94,7 @@ class GradSynchronizer:
         if not self.params:
             self._tensors = tuple
         self.forget_buckets()
+        self._compressors.drop(params)
 
     def close(self) -> None:
         """Remove every hook; the parameters are as they were found."""
@@ -106,13 +108,12 @@ class GradSynchronizer:
             alone = {id(p) for p in self._sparse}
             # .data: writing an average must not look to autograd like a change to
             # a tensor that a graph has saved.
-            self._keep_memory()
             self._buckets = make_buckets(
                 [p for p in self.params if id(p) not in alone],
                 [t.data for t in self._tensors()],
                 self.wire,
+                self._compressors,
             )
-            self._recall()
             self._bucket_of = {id(p): b for b in self._buckets for p in b.params}
         for bucket in self._buckets:
             bucket.reset()
@@ -128,29 +129,8 @@ class GradSynchronizer:
 
     def forget_buckets(self) -> None:
         """Lay out the buckets anew before the next pass; those under way are ignored."""
-        self._keep_memory()
         self._buckets = []
         self._bucket_of = {}
-
-    def rescale(self, factor: float) -> None:
-        """Keep what compressors remember in the gradients' units: their scale has changed."""
-        for bucket in self._buckets:
-            if bucket.compressor is not None:
-                bucket.compressor.rescale(factor)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what compression has left out so far on this rank, by the parameters' order."""
-        self._keep_memory()
-        places = {id(p): i for i, p in enumerate(self.params)}
-        memory = {places[k]: v for k, v in self._memory.items() if k in places}
-        return {"compression": str(self.wire.compression), "memory": memory}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with what `state_dict` gave; of another compression nothing is taken over."""
-        self._buckets, self._bucket_of = [], {}
-        is_same = state["compression"] == str(self.wire.compression)
-        memory = state["memory"] if is_same else {}
-        self._memory = {id(self.params[i]): entry for i, entry in memory.items()}
 
     def received(self, param: torch.Tensor) -> None:
         """Take note of a parameter's gradient; its hook calls this."""
@@ -161,20 +141,6 @@ class GradSynchronizer:
             if bucket is not None:
                 bucket.filled(param)
                 self._passes.advance()
-
-    def _keep_memory(self) -> None:
-        """Take what the buckets' compressors remember, before the buckets go."""
-        for bucket in self._buckets:
-            if bucket.compressor is not None:
-                entries = bucket.compressor.state()
-                self._memory.update(zip(map(id, bucket.params), entries, strict=True))
-
-    def _recall(self) -> None:
-        """Give it to the compressors of new buckets, however those are cut."""
-        for bucket in self._buckets:
-            if bucket.compressor is not None and self._memory:
-                bucket.compressor.load([self._memory.get(id(p), {}) for p in bucket.params])
-        self._memory = {}
 
     def _hook_all(self) -> None:
         # Weakly: a parameter must not keep alive what keeps the parameter alive,

@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from dtkit.compression import Compression
 from dtkit.engine.reduce.compressors import Layout
+from dtkit.engine.reduce.memory import Memory
 from dtkit.engine.reduce.momentum import MomentumCorrection
 from dtkit.strategy import Strategy
 
@@ -34,6 +35,7 @@ class Wire:
     """What the averaging of one set of gradients needs to know of the ranks.
 
     Attributes:
+        memory: what its compressors remember.
         momentum: takes the momentum out of optimizers whose compressor applies it; whoever
             sees an optimizer made, and its steps, tells it. None: no need.
 
@@ -56,6 +58,7 @@ class Wire:
         self.strategy = strategy or Strategy()
         self.compression = compression or Compression()
         self.on_sent = on_sent
+        self.memory = Memory()
         self.on_launch: Callable[[Bucket], None] = _ignore
         """Called with each bucket just before its averaging begins: it holds the rank's own."""
         self.momentum = MomentumCorrection() if self.compression.name == "topk" else None
@@ -63,7 +66,7 @@ class Wire:
     def over(self, group: dist.ProcessGroup) -> Wire:
         """Return the same over other ranks."""
         other = Wire(group, self.compression, self.on_sent, self.strategy)
-        other.momentum = self.momentum
+        other.momentum, other.memory = self.momentum, self.memory
         return other
 
     def layout_of(self, params: Sequence[torch.Tensor]) -> Layout:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from dtkit.engine.reduce.compressors.base import Compressor, Layout
+from dtkit.engine.reduce.compressors.base import IN_GRADIENT_UNITS, Compressor, Layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dtkit.compression import Compression
 
-__all__ = ["Compressor", "Layout", "make_compressor"]
+__all__ = ["IN_GRADIENT_UNITS", "Compressor", "Layout", "make_compressor"]
 
 
 def make_compressor(compression: Compression, layout: Layout) -> Compressor | None:

@@ -11,10 +11,14 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["Compressor", "Feedback", "Layout"]
+__all__ = ["IN_GRADIENT_UNITS", "Compressor", "Feedback", "Layout"]
 
-PADDING = 8192
+PADDING = 1024
 """Elements that the buffers of `Feedback` are a multiple of: bits and chunks come out even."""
+
+
+IN_GRADIENT_UNITS = frozenset({"residual", "velocity"})
+"""What of a compressor's state follows the gradients' scale."""
 
 
 def _no_momentum() -> float:
