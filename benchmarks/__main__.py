@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.carrying import pulling
 from benchmarks.driver import dashboard_cpu
+from benchmarks.horovod import against_horovod
 from benchmarks.noop import noop
 from benchmarks.processes import BenchmarkError
 from benchmarks.recording import recording
@@ -40,6 +41,8 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Result]]] = {
     "pull": pulling,
 }
 """By the name that `--only` takes, in the order in which they run."""
+ON_REQUEST: dict[str, Callable[[Settings], list[Result]]] = {"horovod": against_horovod}
+"""Needs what `pip` alone does not install; `--only` takes it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _progress(f"{name} …")
         with tempfile.TemporaryDirectory(prefix="dtkit-bench-") as folder:
             try:
-                results += BENCHMARKS[name](Settings(args.quick, Path(folder)))
+                results += (BENCHMARKS | ON_REQUEST)[name](Settings(args.quick, Path(folder)))
             except BenchmarkError as error:
                 failures.append(f"{name} did not run: {error}")
     _progress("")
@@ -72,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "--only", action="append", choices=list(BENCHMARKS), metavar="NAME",
-        help=f"one of {', '.join(BENCHMARKS)}; may be given several times",
+        "--only", action="append", choices=[*BENCHMARKS, *ON_REQUEST], metavar="NAME",
+        help=f"one of {', '.join(BENCHMARKS | ON_REQUEST)}; may be given several times",
     )  # fmt: skip
     parser.add_argument(
         "--quick", action="store_true", help="few rounds: to see that it runs, not to be quoted"

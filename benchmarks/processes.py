@@ -9,14 +9,17 @@ import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import psutil
 from jupyter_client.manager import KernelManager
 
 from benchmarks.cells import NUM_RANKS
 
-__all__ = ["BenchmarkError", "Notebook", "Torchrun", "environment"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["BenchmarkError", "Launched", "Notebook", "environment", "torchrun"]
 
 TIMEOUT_S = 300
 TORCHRUN = (
@@ -48,21 +51,27 @@ def environment() -> dict[str, str]:
     }
 
 
-class Torchrun:
-    """A script that runs under torchrun; it must import `dist`. A context that ends it.
+class Launched:
+    """A script that a launcher runs on the ranks. A context that ends it.
+
+    Args:
+        command: the launcher's, without the script.
+        script: its text.
+        folder: where it runs.
 
     Attributes:
         begun_s: `time.monotonic()` just before it was started.
     """
 
-    def __init__(self, script: str, folder: Path) -> None:
+    def __init__(self, command: Sequence[str], script: str, folder: Path) -> None:
         path = folder / "script.py"
-        path.write_text(script + _EPILOGUE)
-        self._log = folder / "torchrun.log"
+        path.write_text(script)
+        self._name = Path(command[0]).name
+        self._log = folder / "log.txt"
         with self._log.open("w") as log:
             self.begun_s = time.monotonic()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", *TORCHRUN, str(path)],
+                [*command, str(path)],
                 stdout=log, stderr=subprocess.STDOUT, env=environment(), cwd=folder,
             )  # fmt: skip
 
@@ -70,7 +79,7 @@ class Torchrun:
         """Raise BenchmarkError if it failed."""
         if self._process.poll():
             tail = "\n".join(self._log.read_text().splitlines()[-15:])
-            msg = f"torchrun ended with {self._process.returncode}:\n{tail}"
+            msg = f"{self._name} ended with {self._process.returncode}:\n{tail}"
             raise BenchmarkError(msg)
 
     def wait(self) -> None:
@@ -89,6 +98,11 @@ class Torchrun:
         if self._process.poll() is None:
             _end(self.processes())
         self._process.wait()
+
+
+def torchrun(script: str, folder: Path) -> Launched:
+    """Run a script under torchrun; it must import `dist`."""
+    return Launched([sys.executable, "-m", *TORCHRUN], script + _EPILOGUE, folder)
 
 
 class Notebook:

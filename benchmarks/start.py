@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from benchmarks.cells import NUM_RANKS, collective, first_step
-from benchmarks.processes import Notebook, Torchrun
+from benchmarks.processes import Notebook, torchrun
 from benchmarks.result import Result, Settings, paired, typical
 
 if TYPE_CHECKING:
@@ -134,15 +134,15 @@ def _start_ipyparallel(folder: Path) -> float:
 
 
 def _start_torchrun(folder: Path) -> float:
-    with Torchrun(collective(out=folder / "at"), folder) as torchrun:
-        torchrun.wait()
-        return _last(folder) - torchrun.begun_s
+    with torchrun(collective(out=folder / "at"), folder) as script:
+        script.wait()
+        return _last(folder) - script.begun_s
 
 
 def _step_torchrun(folder: Path, lr: float) -> float:
-    with Torchrun(first_step(out=folder / "at", lr=lr), folder) as torchrun:
-        torchrun.wait()
-        return _last(folder) - torchrun.begun_s
+    with torchrun(first_step(out=folder / "at", lr=lr), folder) as script:
+        script.wait()
+        return _last(folder) - script.begun_s
 
 
 def _step_dtkit(notebook: Notebook, folder: Path) -> float:

@@ -6,14 +6,21 @@ from statistics import mean, median
 from typing import TYPE_CHECKING, Literal
 
 from benchmarks.cells import training
-from benchmarks.processes import BenchmarkError, Notebook, Torchrun
+from benchmarks.processes import BenchmarkError, Notebook, torchrun
 from benchmarks.result import Result, Settings, paired, typical
 from benchmarks.turns import Baton, Timed, alternate
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["against_ddp", "against_torchrun", "with_timeline"]
+__all__ = [
+    "NUM_WARM_BLOCKS",
+    "Files",
+    "against_ddp",
+    "against_torchrun",
+    "compared",
+    "with_timeline",
+]
 
 BLOCK_STEPS = 40
 NUM_WARM_BLOCKS = 2
@@ -23,22 +30,25 @@ START = "%load_ext dtkit\n%dist_init -n 2 --devices cpu"
 def against_torchrun(settings: Settings) -> list[Result]:
     """Measure the step of a DDP cell under the dashboard against the same loop under torchrun."""
     num_blocks = settings.pick(30, 6) + NUM_WARM_BLOCKS
-    here, there = _side(settings, "cell", num_blocks), _side(settings, "torchrun", num_blocks)
+    here, there = (
+        Files(settings.folder / "cell", num_blocks),
+        Files(settings.folder / "torchrun", num_blocks),
+    )
     with (
         Notebook(here.folder) as notebook,
-        Torchrun(there.script("ddp"), there.folder) as torchrun,
+        torchrun(there.script("ddp"), there.folder) as script,
     ):
         notebook.run(START)
         notebook.begin("%%dist_train\n" + here.script("ddp"))
-        alternate([(notebook, here.baton), (torchrun, there.baton)], num_blocks)
+        alternate([(notebook, here.baton), (script, there.baton)], num_blocks)
         notebook.wait()
-        torchrun.wait()
+        script.wait()
     ours, theirs = here.read(), there.read()
     if ours.loss != theirs.loss:
         msg = f"both sides must train alike: last loss {ours.loss} and {theirs.loss}"
         raise BenchmarkError(msg)
     return [
-        _compared(
+        compared(
             "step", "step of a DDP cell with the dashboard on / of the same loop under torchrun",
             ours, theirs, goal=1.01, command="python -m torch.distributed.run (same text)",
             held_back_by=(
@@ -52,7 +62,10 @@ def against_torchrun(settings: Settings) -> list[Result]:
 def against_ddp(settings: Settings) -> list[Result]:
     """Measure the step of a plain cell against that of a DDP cell, both without dashboard."""
     num_blocks = settings.pick(30, 6) + NUM_WARM_BLOCKS
-    plain, ddp = _side(settings, "plain", num_blocks), _side(settings, "ddp", num_blocks)
+    plain, ddp = (
+        Files(settings.folder / "plain", num_blocks),
+        Files(settings.folder / "ddp", num_blocks),
+    )
     with (
         Notebook(plain.folder, DTKIT_UI="off") as one,
         Notebook(ddp.folder, DTKIT_UI="off") as other,
@@ -65,7 +78,7 @@ def against_ddp(settings: Settings) -> list[Result]:
         one.wait()
         other.wait()
     return [
-        _compared(
+        compared(
             "plain", "step of a plain cell made data parallel / of the same cell written with DDP",
             plain.read(), ddp.read(), goal=1.03, command="%%dist_train with DDP, dashboard off",
             held_back_by=(
@@ -79,7 +92,10 @@ def against_ddp(settings: Settings) -> list[Result]:
 def with_timeline(settings: Settings) -> list[Result]:
     """Measure the step of a plain cell with its timeline recorded against one without."""
     num_blocks = settings.pick(30, 6) + NUM_WARM_BLOCKS
-    traced, bare = _side(settings, "traced", num_blocks), _side(settings, "bare", num_blocks)
+    traced, bare = (
+        Files(settings.folder / "traced", num_blocks),
+        Files(settings.folder / "bare", num_blocks),
+    )
     with (
         Notebook(traced.folder, DTKIT_UI="off") as one,
         Notebook(bare.folder, DTKIT_UI="off") as other,
@@ -92,7 +108,7 @@ def with_timeline(settings: Settings) -> list[Result]:
         one.wait()
         other.wait()
     return [
-        _compared(
+        compared(
             "timeline", "step of a plain cell with --timeline / of the same cell without",
             traced.read(), bare.read(), goal=1.02, command="%%dist_train, dashboard off",
             held_back_by="calls in Python for each phase and each collective",
@@ -100,35 +116,41 @@ def with_timeline(settings: Settings) -> list[Result]:
     ]  # fmt: skip
 
 
-class _Files:
-    """The files of one side."""
+class Files:
+    """The files of one side.
 
-    def __init__(self, folder: Path, num_blocks: int) -> None:
+    Args:
+        folder: made for them.
+        num_blocks: that it computes.
+        width: of the model; see `training`.
+    """
+
+    def __init__(self, folder: Path, num_blocks: int, width: int = 256) -> None:
         folder.mkdir(parents=True)
         self.folder = folder
         self.baton = Baton(folder / "turns")
         self._out = folder / "times.json"
         self._num_blocks = num_blocks
+        self._width = width
 
-    def script(self, kind: Literal["ddp", "plain"]) -> str:
+    def script(self, kind: Literal["ddp", "plain", "horovod"]) -> str:
+        """Return the loop, in turns with another side."""
         return training(
             kind,
             num_blocks=self._num_blocks,
             block_steps=BLOCK_STEPS,
             out=self._out,
             turns=self.baton.paths,
+            width=self._width,
         )
 
     def read(self) -> Timed:
+        """Return what it measured, once it has ended."""
         self.baton.close()
         return Timed.read(self._out, num_warm_blocks=NUM_WARM_BLOCKS)
 
 
-def _side(settings: Settings, name: str, num_blocks: int) -> _Files:
-    return _Files(settings.folder / name, num_blocks)
-
-
-def _compared(
+def compared(
     name: str,
     what: str,
     ours: Timed,

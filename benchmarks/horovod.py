@@ -1,0 +1,71 @@
+"""`hvd.DistributedOptimizer`: dtkit’s against Horovod’s own, one script under both launchers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.cells import NUM_RANKS
+from benchmarks.processes import BenchmarkError, Launched
+from benchmarks.step_time import NUM_WARM_BLOCKS, Files, compared
+from benchmarks.turns import alternate
+
+if TYPE_CHECKING:
+    from benchmarks.result import Result, Settings
+
+__all__ = ["against_horovod"]
+
+_WIDTHS = {"0.29 M": 256, "5.2 M": 5000}
+"""Width of the model by its number of parameters."""
+_GOAL = 1 / 1.3
+_RELATIVE = 1e-4
+"""By which the last losses may differ: sums are taken in another order."""
+_OURS = (
+    sys.executable, "-c", "from dtkit.horovod.launch import main; raise SystemExit(main())",
+    "-np", str(NUM_RANKS), "--hvd", "dtkit", sys.executable,
+)  # fmt: skip
+
+
+def against_horovod(settings: Settings) -> list[Result]:
+    """Measure the step of a Horovod script on dtkit's interface against Horovod itself.
+
+    `HOROVOD_PYTHON` names a Python that has Horovod (0.28.1) and the same torch.
+    """
+    python = os.environ.get("HOROVOD_PYTHON")
+    launcher = python and shutil.which("horovodrun", path=str(Path(python).parent))
+    if not python or not launcher:
+        msg = "HOROVOD_PYTHON must name a Python beside whose executable is Horovod's horovodrun"
+        raise BenchmarkError(msg)
+    # -u: horovodrun copies what the ranks print.
+    theirs = (
+        launcher, "--gloo", "-np", str(NUM_RANKS), "-H", f"localhost:{NUM_RANKS}",
+        "--network-interfaces", "lo", python, "-u",
+    )  # fmt: skip
+    return [_measure(settings, size, width, theirs) for size, width in _WIDTHS.items()]
+
+
+def _measure(settings: Settings, size: str, width: int, command: tuple[str, ...]) -> Result:
+    num_blocks = settings.pick(30, 6) + NUM_WARM_BLOCKS
+    folder = settings.folder / size
+    here, there = (Files(folder / name, num_blocks, width) for name in ("ours", "theirs"))
+    with (
+        Launched(_OURS, here.script("horovod"), here.folder) as ours,
+        Launched(command, there.script("horovod"), there.folder) as theirs,
+    ):
+        alternate([(ours, here.baton), (theirs, there.baton)], num_blocks)
+        ours.wait()
+        theirs.wait()
+    mine, other = here.read(), there.read()
+    if abs(mine.loss - other.loss) > _RELATIVE * abs(other.loss):
+        msg = f"both sides must train alike: last loss {mine.loss} and {other.loss}"
+        raise BenchmarkError(msg)
+    result = compared(
+        "horovod", f"step of DistributedOptimizer / Horovod's, {size} parameters",
+        mine, other, goal=_GOAL, command="horovodrun --gloo -np 2 --network-interfaces lo",
+        held_back_by="negotiation in Python where Horovod's is in C++",
+    )  # fmt: skip
+    result.details["last loss, ours and Horovod's"] = f"{mine.loss:.9g}, {other.loss:.9g}"
+    return result
