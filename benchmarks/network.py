@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["HEADER_BYTES", "INTERFACE", "Host", "Network", "why_no_network"]
+__all__ = ["HEADER_BYTES", "INTERFACE", "Host", "Network", "limiting", "why_no_network"]
 
 INTERFACE = "eth0"
 """Of every host, in its own namespace."""
