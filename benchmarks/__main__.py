@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from benchmarks.carrying import pulling
 from benchmarks.driver import dashboard_cpu
 from benchmarks.horovod import against_horovod
+from benchmarks.link import over_a_slow_link
 from benchmarks.noop import noop
 from benchmarks.processes import BenchmarkError
 from benchmarks.recording import recording
@@ -39,6 +40,7 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Result]]] = {
     "merge": merging,
     "release": release,
     "pull": pulling,
+    "link": over_a_slow_link,
 }
 """By the name that `--only` takes, in the order in which they run."""
 ON_REQUEST: dict[str, Callable[[Settings], list[Result]]] = {"horovod": against_horovod}
