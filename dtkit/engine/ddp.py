@@ -8,7 +8,7 @@ from weakref import WeakSet
 from torch.nn.parallel import DistributedDataParallel
 
 from dtkit.engine.models import live_modules
-from dtkit.engine.reduce.ddp import CompressedDdp
+from dtkit.engine.reduce.ddp import DdpHook
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -42,7 +42,7 @@ class UsersDdp:
         self._stand_back = stand_back
         self._note = note
         self._is_deferred = is_deferred
-        self._compressed: WeakSet[CompressedDdp] = WeakSet()
+        self._compressed: WeakSet[DdpHook] = WeakSet()
 
     def making(self, original: Callable[..., None]) -> Callable[..., None]:
         """Return what takes the place of DDP's constructor."""
@@ -76,7 +76,7 @@ class UsersDdp:
 
     def _compress(self, model: Any) -> None:
         if self._wire.compression.name != "none":
-            one = CompressedDdp.of(model)
+            one = DdpHook.of(model)
             if one is None:
                 self._note(
                     "--compress: a DistributedDataParallel model has a communication hook of its "

@@ -47,8 +47,8 @@ def attach(models: Iterable[DistributedDataParallel]) -> None:
         state: dict[str, Any] = vars(model).copy()  # Any: a module's attributes
         hooks, state["_comm_hooks"] = state["_comm_hooks"], []
         model.__setstate__(state)
-        for hook, hook_state in hooks:
-            model.register_comm_hook(hook_state, hook)
+        for hook, known in hooks:
+            model.register_comm_hook(_moved(known, model.process_group), hook)
 
 
 def names_of_replicas() -> list[str]:
@@ -67,6 +67,15 @@ def names_of_replicas() -> list[str]:
         if mine and mine <= theirs and not name.startswith("_"):
             found.append(name)
     return found
+
+
+def _moved(state: Any, group: dist.ProcessGroup) -> Any:
+    """Return a communication hook's state for another group; torch's own states are like this."""
+    if isinstance(state, dist.ProcessGroup):
+        return group
+    if getattr(state, "process_group", None) is not None:
+        state.process_group = group
+    return state
 
 
 def _is_ddp(value: object) -> bool:

@@ -168,6 +168,54 @@ def test_a_planted_slow_link_is_found(rig2: Rig) -> None:
     assert "is spent exchanging" in advise(found)[0]
 
 
+DDP = """
+torch.manual_seed(0)
+loader = DataLoader(train_set, batch_size=64)
+model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 10)))
+HOOK
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for i, (xb, yb) in enumerate(loader):
+    if i < 8 and i % world_size == rank:
+        optimizer.zero_grad()
+        cross_entropy(model(xb), yb).backward()
+        optimizer.step()
+"""
+AGAIN = DDP[DDP.index("optimizer = ") :]
+"""The loop alone, with the model of an earlier cell."""
+PARAMETERS = ("module.0.weight", "module.0.bias", "module.1.weight", "module.1.bias")
+
+
+def reduced(run: Run) -> set[str]:
+    """Return the names whose gradients a timeline shows being reduced."""
+    trace = json.loads((run.dir / "timeline.json").read_text())
+    rows = {e["pid"]: e["args"].get("name", "") for e in named(trace, "process_name")}
+    done = {rows[e["pid"]] for e in named(trace, "ALLREDUCE")}
+    return {name.removeprefix("allreduce.") for name in done}
+
+
+@pytest.mark.parametrize("hook", ["", "model.register_comm_hook(None, allreduce_hook)"])
+def test_the_collectives_of_ddp_are_seen(rig2: Rig, hook: str) -> None:
+    rig2.session.execute(
+        "from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook"
+    )
+    options = RunOptions(timeline="")
+    run = rig2.session.train(DDP.replace("HOOK", hook), options=options)
+    losses = run.history["loss"]
+    assert hook or set(PARAMETERS) <= reduced(run)
+    assert hook or analysis_of(run).share("exposed") > 0
+    plain = rig2.session.train(DDP.replace("HOOK", ""))
+    assert losses.tolist() == plain.history["loss"].tolist()
+
+
+def test_ddp_is_seen_in_a_later_run_and_in_another_group(rig2: Rig) -> None:
+    rig2.session.execute(DDP.replace("HOOK", ""))
+    for _ in range(2):
+        run = rig2.session.train(AGAIN, options=RunOptions(timeline=""))
+        assert set(PARAMETERS) <= reduced(run)
+        rig2.assert_same_weights("model")
+        rig2.session.reset_group()
+
+
 def test_a_clock_is_compared_to_within_the_error_that_is_stated(rig2: Rig) -> None:
     rig2.session.execute("from dtkit.engine.trace.clock import measure_offset")
     first, second = rig2.values("measure_offset(rank, (0, 1), is_forced=True)")

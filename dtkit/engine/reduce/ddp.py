@@ -1,25 +1,33 @@
-"""The compressors in DistributedDataParallel, as its communication hook."""
+"""DistributedDataParallel's communication hook: for compressors in it, and to see what it sends."""
 
 from __future__ import annotations
 
 import weakref
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from dtkit.engine.reduce.memory import Compressors
 from dtkit.engine.reduce.wire import Averaging, Wire
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
     import torch
     from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["CompressedDdp"]
+__all__ = ["DdpHook"]
 
 
-class CompressedDdp:
-    """Lets a DDP model send its gradients compressed while a run lasts.
+class DdpHook:
+    """Lets a DDP model send its gradients compressed while a run lasts, or be watched.
 
     A hook of DDP's stays for as long as the model, so there is one of these for each
     model; between runs it averages as DDP does without a hook.
+
+    Attributes:
+        launching: gives a context in which the collective of a bucket with these
+            parameters is called. None: nobody watches.
 
     Args:
         model: None in a copy that was pickled: it has no hook.
@@ -29,19 +37,23 @@ class CompressedDdp:
         self._model = None if model is None else weakref.ref(model)
         self.is_registered = model is not None
         self.wire: Wire | None = None
+        self.launching: Callable[[list[torch.Tensor]], AbstractContextManager[None]] | None = None
         self._compressors: Compressors | None = None
 
     @classmethod
-    def of(cls, model: DistributedDataParallel) -> CompressedDdp | None:
+    def of(cls, model: DistributedDataParallel) -> DdpHook | None:
         """Return the one of a model; None: it has a communication hook of the cell's."""
         states = [state for _, state in model._comm_hooks]  # noqa: SLF001  no other way to know
         for state in states:
-            if isinstance(state, CompressedDdp) and state.is_registered:
+            if isinstance(state, DdpHook) and state.is_registered:
                 return state
-        if any(not isinstance(state, CompressedDdp) for state in states):
+        if any(not isinstance(state, DdpHook) for state in states):
             return None
         made = cls(model)
-        model.register_comm_hook(made, _average)
+        try:
+            model.register_comm_hook(made, _average)
+        except RuntimeError:  # it has one that is built into torch: those are not listed
+            return None
         return made
 
     def begin(self, wire: Wire) -> None:
@@ -55,6 +67,10 @@ class CompressedDdp:
 
     def average(self, flat: torch.Tensor, params: list[torch.Tensor]) -> Averaging:
         """Start to average a bucket."""
+        with nullcontext() if self.launching is None else self.launching(params):
+            return self._start(flat, params)
+
+    def _start(self, flat: torch.Tensor, params: list[torch.Tensor]) -> Averaging:
         if self.wire is not None and self._compressors is not None:
             return Averaging(self.wire, flat, flat[:0], self._compressors.of(params))
         return Averaging(Wire(self._living().process_group), flat, flat[:0])
@@ -65,10 +81,10 @@ class CompressedDdp:
         return model
 
     def __reduce__(self) -> Any:
-        return CompressedDdp, ()
+        return DdpHook, ()
 
 
-def _average(state: CompressedDdp, bucket: Any) -> torch.futures.Future[torch.Tensor]:
+def _average(state: DdpHook, bucket: Any) -> torch.futures.Future[torch.Tensor]:
     flat: torch.Tensor = bucket.buffer()
     averaging = state.average(flat, bucket.parameters())
 

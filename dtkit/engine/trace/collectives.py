@@ -1,14 +1,15 @@
 """Collectives as they are called, whoever calls them: when, with what, and when they were done.
 
 The functions of `torch.distributed` are replaced for the length of a run, so the
-gradients' buckets and the cell's own collectives are seen alike. What DDP does in
-C++ is not: `--profile` shows it.
+gradients' buckets and the cell's own collectives are seen alike. DDP calls its own
+in C++, until it is given a communication hook (`dtkit.engine.trace.ddp`).
 """
 
 from __future__ import annotations
 
 import time
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -24,7 +25,7 @@ from dtkit.trace.rows import OPERATIONS, Tensors
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["Collectives"]
+__all__ = ["Collectives", "Launch"]
 
 _FUNCTIONS = {
     "all_reduce": "ALLREDUCE",
@@ -41,6 +42,23 @@ _Row = list[int]
 """The fields of `dtkit.trace.rows.Collective`, filled in as they become known."""
 
 # Any, below: arguments of torch's functions, passed on as they are.
+
+
+@dataclass(slots=True, eq=False)
+class Launch:
+    """A bucket of gradients, whose collectives are about to be called.
+
+    Attributes:
+        params: whose gradients it holds.
+        ready_ns: when the last of them was there.
+        tensors: number of its row in the trace, by operation.
+        row: its last collective, while it is not finished.
+    """
+
+    params: Sequence[torch.Tensor]
+    ready_ns: int = 0
+    tensors: dict[int, int] = field(default_factory=dict)
+    row: _Row | None = None
 
 
 class Collectives:
@@ -60,11 +78,9 @@ class Collectives:
         self._tensor_numbers: dict[Any, int] = {}
         self._sequences: dict[int, int] = {}
         self._names: dict[int, str] = {}
-        self._bucket: Bucket | None = None
-        self._ready_ns = 0
+        self._launching: Launch | None = None
         # Weakly: buckets are laid out anew, and another may come to lie where one was.
-        self._of_bucket: WeakKeyDictionary[Bucket, _Row] = WeakKeyDictionary()
-        self._bucket_numbers: WeakKeyDictionary[Bucket, dict[int, int]] = WeakKeyDictionary()
+        self._launches: WeakKeyDictionary[Bucket, Launch] = WeakKeyDictionary()
 
     def take(self) -> list[_Row]:
         """Return the rows since the last call; those under way are completed later."""
@@ -109,23 +125,33 @@ class Collectives:
         number = self._group_number(group)
         sequence = self._sequences[number] = self._sequences.get(number, 0) + 1
         call_ns = time.perf_counter_ns()
+        launch = self._launching
         row = [
             operation, number, sequence, self._tensor_number(operation, tensor),
-            self._ready_ns or call_ns, call_ns, 0, 0, 0,
+            call_ns if launch is None else launch.ready_ns, call_ns, 0, 0, 0,
             tensor.numel() * tensor.element_size() if tensor is not None else 0,
         ]  # fmt: skip
         self.rows.append(row)
-        if self._bucket is not None:
-            self._of_bucket[self._bucket] = row
+        if launch is not None:
+            launch.row = row
         return row
+
+    @contextmanager
+    def launching(self, launch: Launch) -> Iterator[None]:
+        """Let the collectives within the context be those of a bucket that is ready now."""
+        self._launching, launch.ready_ns = launch, time.perf_counter_ns()
+        try:
+            yield
+        finally:
+            self._launching = None
 
     def _launch(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def launch(bucket: Bucket, *args: Any, **kwargs: Any) -> Any:
-            self._bucket, self._ready_ns = bucket, time.perf_counter_ns()
-            try:
+            found = self._launches.get(bucket)
+            if found is None:
+                found = self._launches[bucket] = Launch(bucket.params)
+            with self.launching(found):
                 return original(bucket, *args, **kwargs)
-            finally:
-                self._bucket, self._ready_ns = None, 0
 
         return launch
 
@@ -133,9 +159,10 @@ class Collectives:
         def finish(bucket: Bucket, *args: Any, **kwargs: Any) -> Any:
             start_ns = time.perf_counter_ns()
             result = original(bucket, *args, **kwargs)
-            row = self._of_bucket.pop(bucket, None)
-            if row is not None:
-                row[_OUT_START], row[_OUT_END] = start_ns, time.perf_counter_ns()
+            launch = self._launches.get(bucket)
+            if launch is not None and launch.row is not None:
+                launch.row[_OUT_START], launch.row[_OUT_END] = start_ns, time.perf_counter_ns()
+                launch.row = None
             return result
 
         return finish
@@ -149,12 +176,12 @@ class Collectives:
         return number
 
     def _tensor_number(self, operation: int, tensor: torch.Tensor | None) -> int:
-        bucket = self._bucket
-        if bucket is not None and bucket.params:
-            numbers = self._bucket_numbers.setdefault(bucket, {})
-            if operation not in numbers:
-                numbers[operation] = self._name(operation, tensor, self._names_of(bucket.params))
-            return numbers[operation]
+        launch = self._launching
+        if launch is not None and launch.params:
+            if operation not in launch.tensors:
+                names = self._names_of(launch.params)
+                launch.tensors[operation] = self._name(operation, tensor, names)
+            return launch.tensors[operation]
         # Like Horovod's names for what has none; those of one kind share one.
         own = getattr(tensor, "dtkit_name", None)
         key = (operation, own, () if tensor is None or own else tuple(tensor.shape))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from dtkit.engine.parts import Part
 from dtkit.engine.trace.clock import measure_offset
 from dtkit.engine.trace.collectives import Collectives
+from dtkit.engine.trace.ddp import SeenReplicas
 from dtkit.engine.trace.files import RowFile
 from dtkit.trace.rows import PHASES, Head, part_path
 
@@ -47,6 +48,7 @@ class Timeline(Part):
         self._file: RowFile | None = None
         self._spans: list[tuple[int, int, int]] = []
         self._collectives = Collectives(self._waited_for)
+        self._replicas = SeenReplicas(self._collectives)
         self._waited_ns = 0
         self._mark_ns = self._step_ns = 0
         self._optimizer_ns = 0
@@ -65,6 +67,7 @@ class Timeline(Part):
         self._file = RowFile(path, head, self._collectives, self._num_steps, run.note)
         self._stack.callback(self._file.close)
         self._stack.enter_context(self._collectives.recording())
+        self._stack.enter_context(self._replicas.watching())
         self._mark_ns = self._step_ns = time.perf_counter_ns()
 
     def saw_batch(self, wait_s: float) -> None:
@@ -75,6 +78,7 @@ class Timeline(Part):
 
     def before_backward(self) -> None:
         """Mark the forward pass."""
+        self._replicas.before_backward()
         now_ns = time.perf_counter_ns()
         self._spans.append((_FORWARD, self._mark_ns, now_ns))
         self._mark_ns, self._waited_ns = now_ns, 0
@@ -87,6 +91,8 @@ class Timeline(Part):
 
     def after_backward(self) -> None:
         """Mark the backward pass, at whose end the other ranks were waited for."""
+        if ddp_ns := self._replicas.waited_ns():
+            self.waited(ddp_ns / 1e9)
         now_ns = time.perf_counter_ns()
         self._spans.append((_BACKWARD, self._mark_ns, now_ns - self._waited_ns))
         self._mark_ns, self._waited_ns = now_ns, 0
