@@ -34,7 +34,9 @@ _DRAIN_STEP_S = 0.0005
 
 
 class Run(Protocol):
-    """What the agent needs of a run."""
+    """What is asked of a run through the agent."""
+
+    ranks: tuple[int, ...]
 
     def answer(self, request: Request) -> Request:
         """Answer a control request that is about the run."""

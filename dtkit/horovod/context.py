@@ -16,7 +16,13 @@ import torch.distributed as dist
 from dtkit.horovod import world
 from dtkit.horovod.controller import Controller, Handle
 from dtkit.horovod.coordinator import Coordinator, Patience
-from dtkit.horovod.engine import engine_place, on_release, recording_links
+from dtkit.horovod.engine import (
+    engine_place,
+    on_release,
+    recording_links,
+    say_goodbye,
+    waiting_for_all,
+)
 from dtkit.horovod.errors import HorovodInternalError
 from dtkit.horovod.movement import Nothing
 from dtkit.horovod.negotiation import GLOBAL_SET
@@ -169,6 +175,16 @@ def open_context() -> None:
         launcher=place.launcher, rank=dist.get_rank(), size=dist.get_world_size(),
         local_rank=place.local_rank, local_size=place.local_size, node=place.node, job=place.job,
     )  # fmt: skip
+    with waiting_for_all(_patience()):
+        context = _Open.context = _join(place, is_ours=is_ours)
+    named = file_of_environment()
+    if named is not None:
+        context.start_timeline(named[0], mark_cycles=named[1])
+    on_release(lambda: context.controller.fail("this rank was released"))
+    atexit.register(close)
+
+
+def _join(place: Place, *, is_ours: bool) -> Context:
     topology, hosts = _topology(place)
     device = _device(topology)
     with recording_links():
@@ -177,15 +193,10 @@ def open_context() -> None:
     coordinator, address, token = _coordinate(topology, hosts)
     everyone = tuple(range(topology.size))
     controller = Controller(address, topology.rank, token, _stand_in)
-    _Open.context = Context(
+    return Context(
         topology, dist.group.WORLD, is_ours, device, {GLOBAL_SET: group},
         {GLOBAL_SET: everyone}, controller, coordinator,
     )  # fmt: skip
-    named = file_of_environment()
-    if named is not None:
-        _Open.context.start_timeline(named[0], mark_cycles=named[1])
-    on_release(lambda: controller.fail("this rank was released"))
-    atexit.register(close)
 
 
 def close() -> None:
@@ -200,6 +211,7 @@ def close() -> None:
         context.coordinator.wait()
     if context.world is not dist.group.WORLD:
         return
+    say_goodbye()
     if context.is_group_ours:
         dist.destroy_process_group()
     else:

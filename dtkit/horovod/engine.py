@@ -6,6 +6,8 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
+from dtkit.errors import InvalidInputError
+from dtkit.horovod.arrival import arriving, leave
 from dtkit.horovod.place import Place
 
 if TYPE_CHECKING:
@@ -14,8 +16,16 @@ if TYPE_CHECKING:
     import torch
 
     from dtkit.engine.agent import Agent
+    from dtkit.horovod.coordinator import Patience
 
-__all__ = ["engine_place", "on_release", "recording_links", "stand_back"]
+__all__ = [
+    "engine_place",
+    "on_release",
+    "recording_links",
+    "say_goodbye",
+    "stand_back",
+    "waiting_for_all",
+]
 
 
 def _agent() -> Agent | None:
@@ -30,14 +40,42 @@ def _agent() -> Agent | None:
 
 
 def engine_place() -> Place | None:
-    """Return this rank's place in the session's group, None outside of an engine."""
+    """Return this rank's place in the session's group, None outside of an engine.
+
+    Raises:
+        InvalidInputError: the run that is going on leaves ranks out.
+    """
     owner = _agent()
     if owner is None or owner.group is None:
         return None
     group = owner.group
+    if owner.run is not None and len(owner.run.ranks) < group.world_size:
+        named = ",".join(map(str, owner.run.ranks))
+        msg = (
+            f"hvd.init() under --ranks {named}: Horovod's job is all {group.world_size} ranks, "
+            f"and the others never come. Leave --ranks out, and name these ranks as a process "
+            f"set: hvd.add_process_set([{named}])"
+        )
+        raise InvalidInputError(msg)
     return Place(
         launcher="dtkit", rank=group.rank, size=group.world_size, local_rank=group.local_rank
     )
+
+
+def waiting_for_all(patience: Patience) -> AbstractContextManager[None]:
+    """Return a context that begins once all ranks of the session have come to it."""
+    owner = _agent()
+    if owner is None or owner.group is None:
+        return nullcontext()  # what the launcher started has met already
+    group = owner.group
+    return arriving(group.store, group.rank, group.world_size, patience)
+
+
+def say_goodbye() -> None:
+    """Let others wait again for this rank to come."""
+    owner = _agent()
+    if owner is not None and owner.group is not None:
+        leave(owner.group.store, owner.group.rank)
 
 
 def recording_links() -> AbstractContextManager[None]:

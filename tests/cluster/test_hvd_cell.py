@@ -385,3 +385,20 @@ hvd.allreduce(torch.ones(2))
     with pytest.raises(RankError, match=r"call hvd.init\(\) again"):
         rig.session.execute("hvd.allreduce(torch.ones(2))")
     rig.session.execute("hvd.init()\nassert hvd.allreduce(torch.ones(2)).tolist() == [1.0, 1.0]")
+
+
+def test_a_run_on_some_ranks_is_told_to_use_a_process_set(rig: Rig) -> None:
+    with pytest.raises(RankError, match=r"hvd.add_process_set\(\[0\]\)"):
+        rig.session.train("hvd.shutdown()\nhvd.init()", ranks=(0,))
+
+
+def test_a_rank_that_never_calls_init_is_named(rig: Rig) -> None:
+    rig.session.execute("import os; os.environ['HOROVOD_STALL_SHUTDOWN_TIME_SECONDS'] = '1'")
+    rig.session.execute("hvd.shutdown()")
+    try:
+        with pytest.raises(RankError, match=r"hvd.init\(\): no sign of rank 1 for 1 s"):
+            rig.session.execute("hvd.init()", ranks=(0,))
+        rig.session.execute("hvd.init()")
+        assert rig.common("hvd.size()") == 2
+    finally:
+        rig.session.execute("del os.environ['HOROVOD_STALL_SHUTDOWN_TIME_SECONDS']")
