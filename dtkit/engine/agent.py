@@ -44,6 +44,9 @@ class Run(Protocol):
     def stand_back(self, params: Sequence[Any], reason: str) -> None:
         """Leave parameters to whoever distributes them already."""
 
+    def waited(self, seconds: float) -> None:
+        """Note that the rank has waited so long for others, until now."""
+
 
 class Agent:
     """State of this engine; see the module's docstring."""

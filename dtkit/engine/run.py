@@ -163,7 +163,8 @@ class ActiveRun:
         if self.autopilot is not None:
             self.autopilot.stand_back(params, reason)
 
-    def _waited(self, seconds: float) -> None:
+    def waited(self, seconds: float) -> None:
+        """Note that this rank has waited so long for other ranks' gradients, until now."""
         self.recorder.waited(seconds)
         for part in self._parts:
             part.waited(seconds)
@@ -263,7 +264,7 @@ class ActiveRun:
             self.wire,
             is_global_batch=self.recipe.batch == "global",
             note=self.note,
-            on_wait=self._waited,
+            on_wait=self.waited,
             is_deferred=self.recipe.accumulate > 1,
         )
 

@@ -24,6 +24,7 @@ __all__ = [
     "recording_links",
     "say_goodbye",
     "stand_back",
+    "waited",
     "waiting_for_all",
 ]
 
@@ -98,3 +99,10 @@ def stand_back(params: Sequence[torch.Tensor]) -> None:
     owner = _agent()
     if owner is not None and owner.run is not None:
         owner.run.stand_back(params, "hvd.DistributedOptimizer combines its gradients")
+
+
+def waited(seconds: float) -> None:
+    """Tell the run that is going on that this rank has waited so long for others, until now."""
+    owner = _agent()
+    if owner is not None and owner.run is not None:
+        owner.run.waited(seconds)

@@ -122,6 +122,13 @@ for x, y in DataLoader(data, batch_size=32, shuffle=True):
     rig.assert_same_weights("model")
 
 
+def test_waiting_for_gradients_is_seen(rig: Rig) -> None:
+    run = rig.session.train(LECTURE, options=RunOptions(timeline=""))
+    assert (run.history["comm_ms"] > 0).all()
+    analysis = run.timeline().analysis
+    assert analysis.share("exposed") > 0
+
+
 def test_an_option_names_the_interface(rig: Rig) -> None:
     options = RunOptions(hvd="dtkit")
     rig.session.train("import horovod.torch\nname = horovod.torch.__name__", options=options)

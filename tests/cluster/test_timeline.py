@@ -134,7 +134,7 @@ def test_nothing_stays_patched(rig2: Rig) -> None:
 
 
 def test_a_planted_straggler_is_found(rig2: Rig) -> None:
-    run = train(rig2, in_forward="pause(0.05 if rank == 1 else 0.0)")
+    run = train(rig2, in_forward="pause(0.12 if rank == 1 else 0.0)")
     planted_ms = 1000 * rig2.values("took_s / num_steps")[1]
     found = analysis_of(run)
     late = found.stragglers[0]

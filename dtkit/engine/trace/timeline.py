@@ -49,7 +49,7 @@ class Timeline(Part):
         self._spans: list[tuple[int, int, int]] = []
         self._collectives = Collectives(self._waited_for)
         self._replicas = SeenReplicas(self._collectives)
-        self._waited_ns = 0
+        self._wait_ns = 0
         self._mark_ns = self._step_ns = 0
         self._optimizer_ns = 0
 
@@ -81,21 +81,22 @@ class Timeline(Part):
         self._replicas.before_backward()
         now_ns = time.perf_counter_ns()
         self._spans.append((_FORWARD, self._mark_ns, now_ns))
-        self._mark_ns, self._waited_ns = now_ns, 0
+        self._mark_ns, self._wait_ns = now_ns, 0
 
     def waited(self, seconds: float) -> None:
         """Mark a wait for other ranks' gradients."""
         now_ns = time.perf_counter_ns()
-        self._waited_ns = int(1e9 * seconds)
-        self._spans.append((_COMMUNICATION, now_ns - self._waited_ns, now_ns))
+        start_ns = now_ns - int(1e9 * seconds)
+        self._wait_ns = self._wait_ns or start_ns
+        self._spans.append((_COMMUNICATION, start_ns, now_ns))
 
     def after_backward(self) -> None:
         """Mark the backward pass, at whose end the other ranks were waited for."""
         if ddp_ns := self._replicas.waited_ns():
             self.waited(ddp_ns / 1e9)
         now_ns = time.perf_counter_ns()
-        self._spans.append((_BACKWARD, self._mark_ns, now_ns - self._waited_ns))
-        self._mark_ns, self._waited_ns = now_ns, 0
+        self._spans.append((_BACKWARD, self._mark_ns, self._wait_ns or now_ns))
+        self._mark_ns, self._wait_ns = now_ns, 0
 
     def before_step(self, optimizer: Optimizer) -> None:  # noqa: ARG002  a Part's signature
         """Mark the optimizer's beginning."""

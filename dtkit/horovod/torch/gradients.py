@@ -11,6 +11,7 @@ there; what no rank has used is then zero.
 
 from __future__ import annotations
 
+import time
 import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dtkit.horovod.context import Context, current
+from dtkit.horovod.engine import waited
 from dtkit.horovod.reduction import AllReduce, Op
 from dtkit.horovod.sets import number_of
 from dtkit.horovod.torch.scattering import sparse_allreduce_async
@@ -164,11 +166,7 @@ class Gradients:
     def finish(self) -> None:
         """Reduce what is left: after this, all ranks have equal gradients for a step."""
         while waiting := [b for b in self._buckets if b.handle or not b.is_settled()]:
-            for bucket in waiting:
-                if bucket.handle is None:
-                    self._send(bucket, is_final=True)
-            for bucket in waiting:
-                self._receive(bucket)
+            self._settle(waiting, is_final=True)
 
     def _begin_pass(self) -> None:
         # By its number: a pass that raised never came to its end.
@@ -183,11 +181,16 @@ class Gradients:
         self._pass = None
         if any(slot.is_now and slot.num_left <= 0 for slot in self._slots()):
             waiting = [b for b in self._buckets if b.handle or not b.is_settled()]
-            for bucket in waiting:
-                if bucket.handle is None:
-                    self._send(bucket, is_final=False)
-            for bucket in waiting:
-                self._receive(bucket)
+            self._settle(waiting, is_final=False)
+
+    def _settle(self, waiting: Sequence[_Bucket], *, is_final: bool) -> None:
+        for bucket in waiting:
+            if bucket.handle is None:
+                self._send(bucket, is_final=is_final)
+        begun_s = time.perf_counter()
+        for bucket in waiting:
+            self._receive(bucket)
+        waited(time.perf_counter() - begun_s)
 
     @torch.no_grad()
     def _send(self, bucket: _Bucket, *, is_final: bool) -> None:
