@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
+from dtkit.check import Check, check
 from dtkit.errors import DtkitError, InvalidInputError
 from dtkit.orphans import end_orphan, list_orphans
 from dtkit.session_cells import CellVerbs
@@ -150,6 +151,20 @@ class Session(CellVerbs):
         if self._boards is None:
             self._boards = Boards()
         return self._boards.open(Path(folder or self.runs_dir))
+
+    def check(self, names: Sequence[str] = ()) -> Check:
+        """Compare models, optimizers, random numbers and shares of the data over the ranks.
+
+        Args:
+            names: what to compare; none: all models, optimizers and divided loaders there are.
+
+        Raises:
+            InvalidInputError: no rank has such a name.
+            RankError: a name is nothing that can be compared.
+        """
+        self._check_open()
+        self._conductor.check_idle()
+        return check(self._engines, names)
 
     def where(self) -> tuple[RankPlace, ...]:
         """Return where every rank is now, in the cell and in collectives; answers while busy."""

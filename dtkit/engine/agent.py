@@ -58,6 +58,7 @@ class Agent:
         self.detached: list[Any] = []
         """DDP models of the last group, which the next one takes in."""
         self.run: Run | None = None
+        self.drawn: Any = {}  # by DataLoader, what it was divided into last
         self.snapshot: Any = None  # what `dtkit.engine.snapshot` keeps
         self._parent: dict[str, Any] = {}
         self.has_run_cells = False

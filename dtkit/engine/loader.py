@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import deque
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ import torch.distributed as dist
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
 from dtkit.engine import randomness
+from dtkit.engine.drawn import Drawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["ShardedLoaders", "Share", "shares_of", "skip"]
+__all__ = ["ShardedLoaders", "Share", "Shares", "shares_of", "skip"]
 
 _CHUNK = 256
 """Batches of the order that rank 0 sends at once; a sampler may be endless."""
@@ -80,7 +82,7 @@ def merge(batches: Iterable[Iterable[Any]], num: int, *, drop_last: bool) -> Ite
         yield joined
 
 
-class _Shares:
+class Shares:
     """A batch sampler: the written one's batches, this rank's share of each.
 
     Rank 0 draws the order, from the user's own sampler and exactly when it
@@ -100,6 +102,10 @@ class _Shares:
         self._drop_last = drop_last
         self.newest: deque[Share] = deque()
         """Shares of the iteration that was begun last, as far as they were drawn."""
+        self.drawn: Drawn | None = None
+        """Of the iteration that was begun last; None if the samples have no numbers."""
+        self.num_samples: int | None = None
+        """Of the data set."""
         self._skipped: tuple[int, Callable[[], None]] = (0, _do_nothing)
 
     def skip(self, num: int, then: Callable[[], None]) -> None:
@@ -120,6 +126,7 @@ class _Shares:
     def _draw(self, shares: deque[Share]) -> Iterator[list[Any]]:
         # Here and not in __iter__, which torch calls twice when there are workers.
         (num_skipped, then), self._skipped = self._skipped, (0, _do_nothing)
+        self._begun()
         full = 0
         batches = merge(self._receive(), self._num_merged, drop_last=self._drop_last)
         for number, batch in enumerate(batches, start=1):
@@ -131,9 +138,22 @@ class _Shares:
             # A remainder may be so small that a rank would get one sample, which
             # BatchNorm refuses in training though it took the remainder as a whole.
             least = 2 if full >= 2 * self._world_size and len(batch) > 1 else 1
-            share = split(batch, self._rank, self._world_size, least)
-            shares.append(share)
-            yield share.indices
+            yield self._give(split(batch, self._rank, self._world_size, least), shares)
+        self._ended()
+
+    def _begun(self) -> None:
+        self.drawn = None if self.num_samples is None else Drawn(self.num_samples)
+
+    def _give(self, share: Share, shares: deque[Share]) -> list[Any]:
+        """Note a share; returns the samples to load."""
+        shares.append(share)
+        if self.drawn is not None and share.num_samples:
+            self.drawn.add(share.indices)
+        return share.indices
+
+    def _ended(self) -> None:
+        if self.drawn is not None:
+            self.drawn.is_whole = True
 
     def _receive(self) -> Iterator[list[Any]]:
         """Yield the written batches as rank 0 draws them."""
@@ -165,10 +185,17 @@ class ShardedLoaders:
         self._twins: WeakKeyDictionary[DataLoader[Any], DataLoader[Any]] = WeakKeyDictionary()
         self.batch_sizes: list[int] = []
         """As written, of the loaders that were divided; 0: not known."""
+        self.make_shares: Callable[[Any, int], Shares] = self._divide
+        """Given the written batches and the number of loaders before, returns the shares."""
+
+    def drawn(self) -> WeakKeyDictionary[DataLoader[Any], Drawn]:
+        """Return what each loader's newest pass drew on this rank."""
+        found = {loader: _batches_of(twin).drawn for loader, twin in self._twins.items()}
+        return WeakKeyDictionary({k: v for k, v in found.items() if v is not None})
 
     def twin(self, loader: DataLoader[Any]) -> DataLoader[Any] | None:
         """Return the loader that yields this rank's share, None to leave `loader` whole."""
-        if isinstance(_batches_of(loader), _Shares) or why_whole(loader) is not None:
+        if isinstance(_batches_of(loader), Shares) or why_whole(loader) is not None:
             return None
         if loader not in self._twins:
             self._twins[loader] = self._make(loader)
@@ -176,17 +203,19 @@ class ShardedLoaders:
         return self._twins[loader]
 
     def _make(self, loader: DataLoader[Any]) -> DataLoader[Any]:
-        written = _batches_of(loader)
-        shares = _Shares(
-            written, self._group, is_global=self._is_global,
-            drop_last=bool(getattr(written, "drop_last", False)),
-        )  # fmt: skip
+        shares = self.make_shares(_batches_of(loader), len(self.batch_sizes))
+        with contextlib.suppress(TypeError, NotImplementedError):  # it has no length
+            shares.num_samples = len(loader.dataset)  # type: ignore[arg-type]
         twin = copy.copy(loader)  # of the same class, with all that the cell set on it
         # A DataLoader refuses assignment to these. Workers are never shared.
         name = "sampler" if loader.batch_sampler is None else "batch_sampler"
         # In order, because the n-th batch is matched with the n-th share.
         twin.__dict__.update({name: shares, "_iterator": None, "in_order": True})
         return twin
+
+    def _divide(self, written: Any, _number: int) -> Shares:
+        drop_last = bool(getattr(written, "drop_last", False))
+        return Shares(written, self._group, is_global=self._is_global, drop_last=drop_last)
 
 
 def skip(twin: DataLoader[Any], num: int, then: Callable[[], None]) -> None:
@@ -224,7 +253,7 @@ def _batches_of(loader: DataLoader[Any]) -> Any:
     if loader.batch_sampler is not None:
         return loader.batch_sampler
     # batch_size=None with a sampler of batches: the data set loads them at once.
-    return loader.sampler if isinstance(loader.sampler, BatchSampler | _Shares) else None
+    return loader.sampler if isinstance(loader.sampler, BatchSampler | Shares) else None
 
 
 def _do_nothing() -> None:

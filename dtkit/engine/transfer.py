@@ -9,7 +9,7 @@ from typing import Any
 from dtkit.engine.shell import current_shell
 from dtkit.packing import pack, receive, send, unpack
 
-__all__ = ["accept", "drop", "export", "read", "receive_from", "send_to"]
+__all__ = ["accept", "drop", "export", "lookup", "read", "receive_from", "send_to"]
 
 # Any: the user's own objects.
 
@@ -31,7 +31,7 @@ def export(name: str) -> tuple[int, bytes, list[int]]:
         NameError: there is no such name.
         TypeError: it cannot be pickled.
     """
-    value = _lookup(name)
+    value = lookup(name)
     try:
         head, buffers = pack(value)
     except Exception as error:
@@ -71,7 +71,8 @@ def receive_from(path: str, name: str, head: bytes, sizes: list[int]) -> None:
         current_shell().user_ns[name] = unpack(head, receive(connection, sizes))
 
 
-def _lookup(name: str) -> Any:
+def lookup(name: str) -> Any:
+    """Return the object called `name`, which may have attributes: `model.head`."""
     first, *rest = name.split(".")
     namespace = current_shell().user_ns
     if first not in namespace:

@@ -15,7 +15,7 @@ __all__ = ["DistObjectMagics"]
 
 @magics_class
 class DistObjectMagics(DtkitMagics):
-    """Magics that push and pull."""
+    """Magics that push, pull and compare."""
 
     @line_magic
     @usage_errors
@@ -46,6 +46,12 @@ class DistObjectMagics(DtkitMagics):
             self.names[args.new_name or name.rpartition(".")[2]] = pulled.value
             say(str(pulled))
 
+    @line_magic
+    @usage_errors
+    def dist_check(self, line: str) -> None:
+        """Compare models, optimizers, random numbers and data shares over the ranks."""
+        say(str(self.session.check(CHECK.parse(line).names)))
+
 
 def _one_rank(text: str, world_size: int) -> int:
     ranks = parse_ranks(text, world_size)
@@ -70,5 +76,19 @@ def _pull() -> Parser:
     return parser
 
 
+def _check() -> Parser:
+    parser = Parser(
+        "%dist_check",
+        "Compare parameters, buffers, optimizers, random numbers and data shares over the ranks.",
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME",
+        help="models, optimizers, tensors, or what has a state_dict (default: all models, "
+        "optimizers and divided loaders)",
+    )  # fmt: skip
+    return parser
+
+
+CHECK = _check()
 PUSH = _push()
 PULL = _pull()
