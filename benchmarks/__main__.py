@@ -23,6 +23,7 @@ from benchmarks.release import release
 from benchmarks.result import Result, Settings, table, write_json
 from benchmarks.start import first_collective, rerun
 from benchmarks.step_time import against_ddp, against_torchrun, with_timeline
+from benchmarks.straggler import straggler
 from benchmarks.traces import merging
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Result]]] = {
     "release": release,
     "pull": pulling,
     "link": over_a_slow_link,
+    "straggler": straggler,
 }
 """By the name that `--only` takes, in the order in which they run."""
 ON_REQUEST: dict[str, Callable[[Settings], list[Result]]] = {"horovod": against_horovod}

@@ -146,3 +146,37 @@ def test_tensorboard_opens_in_the_notebook(timeline: NotebookNode) -> None:
     assert re.search(r"TensorBoard of .* at http://127.0.0.1:\d+/", printed(timeline, "board"))
     (cell,) = [cell for cell in timeline.cells if cell.id == "board"]
     assert "<iframe" in cell.outputs[0].data["text/html"]
+
+
+@pytest.fixture(scope="module")
+def asynchronous(tmp_path_factory: pytest.TempPathFactory, marked: Any) -> NotebookNode:
+    """The tutorial of strategies, executed; its kernel and its engines are gone."""
+    notebook = nbformat.read(ROOT / "notebooks/06_asynchronous.ipynb", as_version=4)
+    with marked.marking():
+        execute(notebook, tmp_path_factory.mktemp("asynchronous"))
+    assert marked.left() == []
+    return notebook
+
+
+@pytest.mark.timeout(300)
+def test_the_slow_rank_makes_the_fewest_steps_and_staleness_is_counted(
+    asynchronous: NotebookNode,
+) -> None:
+    text = printed(asynchronous, "async_rate")
+    steps = dict(re.findall(r"(\d): (\d+)", text.partition("steps by rank: ")[2].splitlines()[0]))
+    assert sum(map(int, steps.values())) == 3 * 94  # each batch once an epoch
+    assert int(steps["3"]) < min(int(steps[r]) for r in "012")
+    counts = re.findall(r"\d+: (\d+)", text.partition("staleness: ")[2])
+    assert sum(map(int, counts)) == 3 * 94
+    (cell,) = [cell for cell in asynchronous.cells if cell.id == "async"]
+    assert 'aria-label="staleness of steps"' in cell.outputs[0].data["text/html"]
+
+
+def test_each_strategy_ends_with_ranks_that_are_equal(asynchronous: NotebookNode) -> None:
+    text = printed(asynchronous, "check")
+    assert "model: 4 parameters: equal on all ranks" in text
+    assert "disjoint, all 1,500 of them" in text
+    (accuracy,) = set(re.findall(r"0\.\d+", printed(asynchronous, "accuracy")))
+    assert float(accuracy) > 0.8
+    assert "divergence: " in printed(asynchronous, "gossip_rate")
+    assert "weights averaged every 8 steps" in printed(asynchronous, "rounds_rate")
