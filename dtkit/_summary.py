@@ -7,6 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from dtkit import _render as render
+from dtkit._staleness import staleness_bars
 from dtkit._text import MAX_ROWS, OVER, summary_text
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from dtkit.output import OutputBlock
     from dtkit.telemetry.view import RunView
 
-__all__ = ["card", "summary_bundle"]
+__all__ = ["card", "ranks_panel", "summary_bundle"]
 
 _MAX_LOG_CHARS = 60_000
 """Kept in the notebook, over all ranks; the run's folder has everything."""
@@ -64,7 +65,7 @@ def card(view: RunView, blocks: Sequence[OutputBlock], png: bytes) -> str:
         render.tiles(view),
         render.metrics_line(view),
         chart,
-        render.ranks_table(view),
+        ranks_panel(view),
         _all_ranks(view) if not is_live else "",
         render.notes_list(view) if view.notes else "",
         logs if blocks else "",
@@ -72,6 +73,11 @@ def card(view: RunView, blocks: Sequence[OutputBlock], png: bytes) -> str:
     body = "".join(f'<div style="{_SECTION}">{section}</div>' for section in sections if section)
     label = escape(f"run {view.name}: {view.state}")
     return f'<div role="group" aria-label="{label}" style="max-width:740px">{body}</div>'
+
+
+def ranks_panel(view: RunView, *, is_full: bool = False) -> str:
+    """Return the ranks, and how stale their steps are."""
+    return render.ranks_table(view, is_full=is_full) + staleness_bars(view)
 
 
 def _all_ranks(view: RunView) -> str:

@@ -7,6 +7,7 @@ import statistics
 from typing import TYPE_CHECKING
 
 from dtkit._ranks import format_ranks
+from dtkit._staleness import staleness_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -251,6 +252,8 @@ def summary_text(
     metrics = format_metrics(view)
     lines += [metrics] if metrics else []
     lines += _table(view)
+    stale = staleness_text(view)
+    lines += [stale] if stale else []
     lines += [f"note: {note}" for note in view.notes]
     for block in blocks:
         lines += [f"── {format_ranks(block.ranks, len(view.ranks))} ──"]

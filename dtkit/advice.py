@@ -39,7 +39,7 @@ def advise(run: Run, probe: Callable[[], dict[str, Any]]) -> None:
         probe: measures the link and compression, as `dtkit.engine.probe` does; asked only if a
             gain is possible.
     """
-    if run.state == "failed":
+    if run.state == "failed" or run.recipe.strategy != "ddp":
         return
     placed = placement_of(run)
     if placed is not None:

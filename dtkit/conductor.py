@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dtkit.errors import ClusterDiedError, DtkitError
-from dtkit.failures import freed_text
+from dtkit.failures import freed_text, survived_text
 from dtkit.memory import memory_line, ran_out_of_memory
 from dtkit.stall import StallWatch
 from dtkit.supervisor import Supervisor
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from dtkit.celloutput import CellOutput
     from dtkit.cluster import Engines, Execution
+    from dtkit.errors import RankError
     from dtkit.followed import FollowedExecution
     from dtkit.procgroup import ProcessGroup
     from dtkit.repair import Repair
@@ -120,7 +121,10 @@ class Conductor:
             if execution is None:
                 wake = requests.alarm.ring
                 execution = self._engines.execute(cell, ranks, output.on_message, wake)
-            supervisor = Supervisor(self._engines, execution, requests, has_steps=run is not None)
+            supervisor = Supervisor(
+                self._engines, execution, requests,
+                has_steps=run is not None, is_free=run is not None and run.recipe.is_free,
+            )  # fmt: skip
             stall = StallWatch(self._engines, run) if run is not None else None
             try:
                 for _ in supervisor.wait():
@@ -137,17 +141,24 @@ class Conductor:
                 raise
             auto_restart = run is not None and run.options.auto_restart
             epilogue = self._recover(supervisor, auto_restart=auto_restart)
-            error = supervisor.error(epilogue)
-            if error is not None and ran_out_of_memory(error):
-                parts = (epilogue, memory_line(self._engines))
-                error = supervisor.error("\n".join(filter(None, parts)))
+            error = self._error(supervisor, epilogue)
             requests.outcome = epilogue
             if run is not None:
+                if supervisor.has_survived:
+                    run.note(survived_text(supervisor.lost, epilogue))
                 run.end(supervisor.state(), error)
             if error is not None:
                 raise error
         finally:
             self.active = None
+
+    def _error(self, supervisor: Supervisor, epilogue: str) -> RankError | None:
+        """Return what the cell failed with, with the host's memory if that was too small."""
+        error = supervisor.error(epilogue)
+        if error is not None and ran_out_of_memory(error):
+            parts = (epilogue, memory_line(self._engines))
+            error = supervisor.error("\n".join(filter(None, parts)))
+        return error
 
     def _recover(self, supervisor: Supervisor, *, auto_restart: bool = False) -> str:
         """Repair what the cell's failure broke; return what to tell the user.

@@ -16,7 +16,7 @@ from IPython.display import display
 
 from dtkit import _render as render
 from dtkit._controls import Controls
-from dtkit._summary import card, summary_bundle
+from dtkit._summary import card, ranks_panel, summary_bundle
 from dtkit._terminal import NullDashboard, Pace, TextDashboard
 from dtkit._text import MAX_ROWS, OVER, slow_ranks, text_line
 from dtkit.errors import InvalidInputError
@@ -263,7 +263,7 @@ class WidgetDashboard:
             f"Logs ({len(blocks)})" if blocks else "Logs",
             f"Notes ({len(view.notes)})" if view.notes else "Notes",
         )
-        self._ranks.value = render.ranks_table(view, is_full=self._controls.has_all_ranks)
+        self._ranks.value = ranks_panel(view, is_full=self._controls.has_all_ranks)
         self._notes.value = render.notes_list(view)
         self._logs.value = render.log_blocks(
             blocks, len(view.ranks), max_chars=_MAX_LOG_CHARS, is_live=True

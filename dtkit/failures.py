@@ -9,11 +9,11 @@ from dtkit._ranks import format_ranks
 from dtkit.errors import RankFailure
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from dtkit.cluster import Reply
 
-__all__ = ["failure_of", "freed_text", "own_frames"]
+__all__ = ["failure_of", "freed_text", "own_frames", "survived_text"]
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _CELL_LINE = re.compile(r"Cell[^\n]*?In\[\d+\][^\n]*?line (\d+)")
@@ -116,6 +116,18 @@ def freed_text(places: Mapping[int, Mapping[str, Any]], world_size: int) -> str:
         verb = "was" if len(ranks) == 1 else "were"
         parts.append(f"{format_ranks(ranks, world_size)} {verb} {where} and {verb} {what}")
     return "; ".join(parts)
+
+
+def survived_text(lost: Sequence[int], epilogue: str) -> str:
+    """Return that a run went on without these ranks.
+
+    Args:
+        lost: the ranks.
+        epilogue: what became of the session.
+    """
+    noun, pronoun = ("rank", "it") if len(lost) == 1 else ("ranks", "them")
+    names = ", ".join(map(str, lost))
+    return f"{noun} {names} died, and the others went on without {pronoun}; {epilogue}"
 
 
 def _place_text(place: Mapping[str, Any]) -> tuple[str, str]:

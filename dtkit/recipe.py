@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dtkit.compression import Compression
 from dtkit.errors import InvalidInputError, check_choice
 from dtkit.strategy import Strategy
+
+if TYPE_CHECKING:
+    from dtkit.options import RunOptions
 
 __all__ = ["AMP", "Recipe"]
 
@@ -82,6 +85,24 @@ class Recipe:
             if field.name != "manual" and getattr(self, field.name) != field.default
         ]
         return " ".join(flags)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether ranks make steps without waiting for each other."""
+        return Strategy.parse(self.strategy).is_free
+
+    def check(self, options: RunOptions) -> None:
+        """Refuse options that do not go with how it trains.
+
+        Raises:
+            InvalidInputError: there is one.
+        """
+        if self.is_free and options.checkpoint_every:
+            msg = (
+                "--checkpoint-every counts steps that all ranks make alike, and with --strategy "
+                f"{self.strategy} each makes its own: call dtkit.checkpoint() at an epoch's end"
+            )
+            raise InvalidInputError(msg)
 
     def parts(self) -> list[tuple[str, dict[str, Any]]]:
         """Return what takes part in the run for it, as `RunOptions.parts` does."""

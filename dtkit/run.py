@@ -66,7 +66,7 @@ class Run:
         self.dir = folder
         self.error: BaseException | None = None
         self.start_unix_s = time.time() if start_unix_s is None else start_unix_s
-        self._state = RunState(name, ranks, str(recipe), self.start_unix_s)
+        self._state = RunState(name, ranks, str(recipe), self.start_unix_s, is_free=recipe.is_free)
         self.output = CellOutput(ranks, self._state.handle)
         self.requests = Requests()
         self._final: dict[str, object] | None = None

@@ -58,6 +58,7 @@ class CellVerbs(SessionCore):
         chosen = self.ranks if ranks is None else tuple(ranks)
         self._check_open()
         self._conductor.check_idle()
+        (recipe or Recipe()).check(options or RunOptions())
         run = create_run(
             self.runs_dir,
             cell,

@@ -34,6 +34,11 @@ _LOOSE = {
     "batch": "gives N ranks the loss curve of one, which needs them in step",
     "compress": "makes gradients small on their way, and none travel",
 }
+_FREE = {
+    **_LOOSE,
+    "accumulate": "makes a step of the last batches of an epoch, and ranks that get batches as "
+    "they ask for them do not know which these are",
+}
 STRATEGIES: dict[str, _Kind] = {
     "ddp": _Kind(),
     "local-sgd": _Kind(
@@ -42,6 +47,11 @@ STRATEGIES: dict[str, _Kind] = {
     "diloco": _Kind(
         "H", "32", "an outer step (Nesterov) every {0:g} steps", refuses=_LOOSE,
     ),
+    "async": _Kind(
+        "STALENESS", "8", "each step added to the weights of a server",
+        has_inf=True, refuses=_FREE,
+    ),
+    "gossip": _Kind(does="weights averaged with another rank's after each step", refuses=_FREE),
 }  # fmt: skip
 """By name. Those that are not named in `_IN_STEP` are parts of a run: `dtkit.engine.loose`."""
 _IN_STEP = ("ddp",)
@@ -82,6 +92,11 @@ class Strategy:
     def is_loose(self) -> bool:
         """Whether each rank makes steps of its own, from its own gradients."""
         return self.name not in _IN_STEP
+
+    @property
+    def is_free(self) -> bool:
+        """Whether ranks make other numbers of steps, and go on when one of them dies."""
+        return self.name in ("async", "gossip")
 
     @property
     def does(self) -> str:

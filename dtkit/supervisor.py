@@ -44,6 +44,8 @@ class Supervisor:
         requests: what the user asks for meanwhile.
         has_steps: whether it is a run, which can stop between two steps; another
             cell can only be interrupted.
+        is_free: whether its ranks make steps without each other: a rank that dies does not
+            stop the others, and each stops at a boundary of its own.
     """
 
     def __init__(
@@ -53,11 +55,13 @@ class Supervisor:
         requests: Requests,
         *,
         has_steps: bool,
+        is_free: bool = False,
     ) -> None:
         self._engines = engines
         self._execution = execution
         self._requests = requests
         self._has_steps = has_steps
+        self._is_free = is_free
         self.phase = "running"
         """running, pausing, paused, stopping or interrupting."""
         self._is_cut = False
@@ -100,7 +104,11 @@ class Supervisor:
 
     def state(self) -> str:
         """Return finished, stopped or failed, from the ranks' replies."""
-        names = {r.ename or r.status for r in self._execution.replies.values() if r.status != "ok"}
+        names = {
+            r.ename or r.status
+            for r in self._execution.replies.values()
+            if r.status != "ok" and not (r.status == "died" and self.has_survived)
+        }
         if not names:
             return "finished"
         return "stopped" if names == {_STOPPED} or self._is_users_doing() else "failed"
@@ -108,9 +116,26 @@ class Supervisor:
     def error(self, epilogue: str = "") -> RankError | None:
         """Return what the cell failed with, None if it did not."""
         failures = self._failures()
-        if not failures or self._is_users_doing():
+        if not failures or self._is_users_doing() or self.has_survived:
             return None
         return RankError(tuple(sorted(failures, key=lambda f: (f.is_echo, f.rank))), epilogue)
+
+    @property
+    def has_survived(self) -> bool:
+        """Whether ranks have died, and the others do without them."""
+        replies = self._execution.replies.values()
+        has_died = any(r.status == "died" for r in replies)
+        is_well = all(r.status in ("ok", "died") or r.ename == _STOPPED for r in replies)
+        is_alone = all(r.status == "died" for r in replies) and not self._execution.running
+        return (
+            self._is_free and has_died and is_well and not is_alone
+            and not self._execution.failing and not self._is_cut
+        )  # fmt: skip
+
+    @property
+    def lost(self) -> list[int]:
+        """Ranks that died."""
+        return [r.rank for r in self._execution.replies.values() if r.status == "died"]
 
     def _is_users_doing(self) -> bool:
         """Whether the ranks failed only because the user interrupted them."""
@@ -170,9 +195,10 @@ class Supervisor:
         answers = self._engines.control("hold", ranks=ranks, timeout_s=_CONTROL_TIMEOUT_S)
         boundaries = [a["next_boundary"] for a in answers.values() if "next_boundary" in a]
         if boundaries:
+            until = 0 if self._is_free else max(boundaries)
             self._engines.control(
                 "release",
-                {"until": max(boundaries), "action": action},
+                {"until": until, "action": action},
                 ranks=ranks,
                 timeout_s=_CONTROL_TIMEOUT_S,
             )
@@ -190,7 +216,10 @@ class Supervisor:
         everywhere fails everywhere, some ranks sooner than others.
         """
         is_late = self._failed_s is not None and time.monotonic() - self._failed_s > _ANSWER_S
-        if is_late or self._cut(ranks, only_waiting=True):
+        if self.has_survived and not self._cut(ranks, only_waiting=True):
+            self._failed_s = time.monotonic() + _ANSWER_S  # one may come to a collective later
+            self.places.clear()
+        elif is_late or self._cut(ranks, only_waiting=True):
             self._release(ranks)
             if is_late:
                 self._interrupt(ranks)

@@ -111,6 +111,8 @@ class Adoption:
     def before_first_use(self) -> None:
         """Make weights equal again: the cell may have set them since it made the optimizers."""
         unused, self._unused = self._unused, []
+        if unused:
+            self._wire.before_collective()
         for optimizer in unused:
             entry = self._adopted[optimizer]
             if not entry.is_left_alone:
@@ -220,6 +222,7 @@ class Adoption:
             return
         entry.num_params = len(parameters_of(optimizer))
         entry.frozen = [p for p in params if not p.requires_grad]
+        self._wire.before_collective()
         models, state = self._survey(params)
         reason = already_distributed(params, models)
         if reason is None and not state:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from torch.utils.data import DataLoader
 
+    from dtkit.engine.drawn import Drawn
+    from dtkit.engine.loader import Shares
     from dtkit.engine.reduce import Wire
 
 __all__ = ["Autopilot"]
@@ -180,6 +182,14 @@ class Autopilot:
         """Return the loader that yields this rank's share, None to leave `loader` whole."""
         return None if self._is_left_whole else self._loaders.twin(loader)
 
+    def deal(self, make_shares: Callable[[Any, int], Shares]) -> None:
+        """Divide loaders as `make_shares` does, see `ShardedLoaders`, and not evenly."""
+        self._loaders.make_shares = make_shares
+
+    def drawn(self) -> Mapping[DataLoader[Any], Drawn]:
+        """Return what each divided loader's newest pass drew on this rank."""
+        return self._loaders.drawn()
+
     def is_evaluating(self) -> bool:
         """Return whether the cell evaluates: that must see every sample."""
         models = self.adoption.models
@@ -271,7 +281,8 @@ class Autopilot:
         def step(scheduler: Any, metrics: Any, *args: Any, **kwargs: Any) -> None:
             # It decides by the metric, and a metric of the rank's own share of the
             # data would give every rank a learning rate of its own.
-            shared = metrics if self._is_left_whole else self._average(metrics)
+            is_own = self._is_left_whole or self._wire.strategy.is_free
+            shared = metrics if is_own else self._average(metrics)
             original(scheduler, shared, *args, **kwargs)
 
         return step

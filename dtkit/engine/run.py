@@ -137,6 +137,7 @@ class ActiveRun:
             self._stack.close()
         finally:
             if self.autopilot is not None:
+                self._agent.drawn = self.autopilot.drawn()
                 self._sum_up(self.autopilot, has_failed=state == "failed")
             if self._precision and self._precision.summary() and self._is_first:
                 self.note(self._precision.summary())
@@ -179,7 +180,8 @@ class ActiveRun:
     def _sum_up(self, autopilot: Autopilot, *, has_failed: bool) -> None:
         if autopilot.summary() and self._group.rank == autopilot.first_rank:
             self.note(autopilot.summary())
-        if self._watch.lead is not None and not has_failed:
+        is_compared = not has_failed and not self.recipe.is_free  # these were just made equal
+        if self._watch.lead is not None and is_compared:
             text = autopilot.compare_weights(self._watch.lead, self._group.store, self._name)
             if text:
                 self.note(text)

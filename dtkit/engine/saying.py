@@ -37,7 +37,11 @@ def what_was_done(
         parts.append(f"{_count(adoption.num_models, 'model')} broadcast")
     for size in sorted(set(batch_sizes)):
         num = batch_sizes.count(size)
-        shares = _batch_text(size, wire.group.size(), is_global=is_global)
+        shares = (
+            f" (in batches of {size}, each to the rank that asks first)"
+            if wire.strategy.is_free
+            else _batch_text(size, wire.group.size(), is_global=is_global)
+        )
         parts.append(f"{_count(num, 'DataLoader')} sharded{shares}")
     if adoption.num_averaged:
         parts.append(wire.strategy.does)

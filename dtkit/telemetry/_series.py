@@ -40,6 +40,7 @@ class RankSeries:
         self.step = 0
         self.peak_bytes = 0
         self.end_s = math.inf
+        self.last_s = 0.0
         self.ring: Floats = np.full((len(STEP_COLUMNS), WINDOW), np.nan)
 
     def is_over(self) -> bool:
@@ -55,6 +56,7 @@ class RankSeries:
         slots = (block[0].astype(np.int64) - 1) % WINDOW
         self.ring[:, slots] = block
         self.step = max(self.step, int(block[0].max()))
+        self.last_s = max(self.last_s, float(block[1].max()))
 
     def rows(self, steps: NDArray[np.int64]) -> Floats:
         """Return (num_columns, num_steps); columns of steps that are not here are NaN."""

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from dtkit.telemetry.news import ratio
+
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["History"]
+    from dtkit.telemetry._series import Rows
+
+    Floats = NDArray[np.float64]
+
+__all__ = ["History", "history_of"]
 
 
 class History(Mapping[str, "NDArray[np.float64]"]):
@@ -58,3 +65,48 @@ class History(Mapping[str, "NDArray[np.float64]"]):
 
     def __repr__(self) -> str:
         return f"History({self.num_steps} steps: {', '.join(self._columns)})"
+
+
+def history_of(
+    rows: Rows,
+    logged: Mapping[str, Mapping[int, tuple[float, float]]],
+    log_time_s: Mapping[int, float],
+) -> History:
+    """Return the columns of merged steps and of what was logged; a copy.
+
+    Args:
+        rows: the merged steps.
+        logged: by metric and step, the sum over the ranks and how many they were.
+        log_time_s: seconds since the run's start, by step.
+    """
+    steps = rows["step"].copy()
+    extra = sorted(set(log_time_s) - set(steps.astype(int)))
+    order = np.argsort(np.concatenate([steps, extra]), kind="stable")
+
+    def column(values: Floats, at_extra: list[float] | None = None) -> Floats:
+        tail = np.full(len(extra), np.nan) if at_extra is None else np.array(at_extra)
+        merged: Floats = np.concatenate([values, tail])[order]
+        return merged
+
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rate = np.where(rows["samples"] > 0, 1000.0 * rows["samples"] / rows["step_ms"], np.nan)
+    columns = {
+        "step": column(steps, [float(s) for s in extra]),
+        "time_s": column(rows["time_s"], [log_time_s[s] for s in extra]),
+        "loss": column(rows["loss"]),
+        "samples_per_s": column(rate),
+        "step_ms": column(rows["step_ms"]),
+        "compute_ms": column(rows["step_ms"] - rows["data_ms"] - rows["comm_ms"]),
+        "data_ms": column(rows["data_ms"]),
+        "comm_ms": column(rows["comm_ms"]),
+        "lr": column(rows["lr"]),
+        "sent_bytes": column(rows["sent_bytes"]),
+        "raw_bytes": column(rows["raw_bytes"]),
+    }
+    at = {int(step): i for i, step in enumerate(columns["step"])}
+    for name, values in logged.items():
+        found = np.full(len(at), np.nan)
+        for step, (total, count) in values.items():
+            found[at[step]] = ratio(total, count)
+        columns[name if name not in columns else f"logged_{name}"] = found
+    return History(columns)

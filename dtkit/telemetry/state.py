@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,9 +18,8 @@ from dtkit.events import (
     StepBatch,
     Total,
 )
-from dtkit.telemetry._merge import merge_steps
+from dtkit.telemetry._order import InStep, InTime, Order
 from dtkit.telemetry._series import (
-    WINDOW,
     RankSeries,
     Rows,
     Smoother,
@@ -31,8 +30,8 @@ from dtkit.telemetry._series import (
     rate_of,
     share,
 )
-from dtkit.telemetry.history import History
-from dtkit.telemetry.news import News, metrics_within, newest, ratio, rows_from
+from dtkit.telemetry.history import History, history_of
+from dtkit.telemetry.news import News, metrics_within, newest, rows_from
 from dtkit.telemetry.view import MAX_POINTS, RunView
 
 if TYPE_CHECKING:
@@ -60,11 +59,13 @@ class RunState:
         ranks: the ranks that take part.
         recipe: the recipe as typed.
         start_unix_s: when it started, seconds since the epoch.
+        is_free: whether its ranks make steps without waiting for each other.
     """
 
     def __init__(
-        self, name: str, ranks: Iterable[int], recipe: str = "", start_unix_s: float | None = None
-    ) -> None:
+        self, name: str, ranks: Iterable[int], recipe: str = "", start_unix_s: float | None = None,
+        *, is_free: bool = False,
+    ) -> None:  # fmt: skip
         self.name = name
         self.recipe = recipe
         self.start_unix_s = time.time() if start_unix_s is None else start_unix_s
@@ -74,8 +75,12 @@ class RunState:
         self._lock = threading.Lock()
         self._ranks = {rank: RankSeries(rank) for rank in sorted(ranks)}
         self._rows = Rows()
-        self._merged_step = 0
         self._smooth = Smoother(_SMOOTHING)
+        self._is_free = is_free
+        order = InTime if is_free else InStep
+        self._order: Order = order(list(self._ranks.values()), self._smooth)
+        self._early: list[LogBatch] = []
+        self._staleness: Counter[int] = Counter()
         self._best_loss = math.inf
         self._total_steps: int | None = None
         self._notes: dict[str, None] = {}
@@ -121,7 +126,7 @@ class RunState:
     def history(self) -> History:
         """Return every merged step; a copy, so it does not change under the reader."""
         with self._lock:
-            return self._history()
+            return history_of(self._rows, self._logged, self._log_time_s)
 
     def news(self, first_row: int, low: int, high: int | None) -> News:
         """Return the rows from `first_row` on, and metrics of steps above `low` and up to `high`.
@@ -133,7 +138,7 @@ class RunState:
                 rows=rows_from(self._rows, first_row),
                 metrics=metrics_within(self._logged, self._log_time_s, low, high),
                 peaks_gib={r.rank: r.peak_bytes / _GIB for r in self._ranks.values()},
-                step=self._merged_step,
+                step=self._order.step,
                 time_s=(self._end_unix_s or time.time()) - self.start_unix_s,
             )
 
@@ -150,7 +155,7 @@ class RunState:
         elif isinstance(event, LogBatch):
             self._log(event)
         elif isinstance(event, Total):
-            self._total_steps = event.num_steps
+            self._total_steps = event.num_steps * (len(self._ranks) if self._is_free else 1)
         elif isinstance(event, Note):
             self._notes.setdefault(event.text)
         elif isinstance(event, RankStarted):
@@ -169,32 +174,41 @@ class RunState:
             self.state = "running"
 
     def _log(self, event: LogBatch) -> None:
-        for step, time_s, metrics in zip(event.step, event.time_s, event.metrics, strict=True):
+        for i, time_s in enumerate(event.time_s):
+            if self._is_early(time_s):
+                rest = (event.step[i:], event.time_s[i:], event.metrics[i:])
+                self._early.append(LogBatch(event.rank, *rest))
+                return
+            step = self._step_at(time_s) if self._is_free else event.step[i]
             self._log_time_s[step] = time_s
-            for name, value in metrics.items():
+            for name, value in event.metrics[i].items():
                 total, count = self._logged.setdefault(name, {}).get(step, (0.0, 0))
                 more, weight = value if isinstance(value, list) else (value, 1)
                 self._logged[name][step] = (total + more, count + weight)
+                if name == "staleness" and self._is_free:
+                    self._staleness[int(more)] += 1
+
+    def _is_early(self, time_s: float) -> bool:
+        """Return whether the row that a metric belongs to is not there yet."""
+        is_over = all(r.is_over() for r in self._ranks.values())
+        is_here = self._rows.num > 0 and time_s <= self._rows["time_s"][-1]
+        return self._is_free and not is_over and not is_here
+
+    def _step_at(self, time_s: float) -> int:
+        return max(1, int(np.searchsorted(self._rows["time_s"], time_s, side="right")))
 
     def _merge(self) -> None:
-        """Turn steps that every rank has finished into rows."""
-        ranks = list(self._ranks.values())
-        waiting = [r.step for r in ranks if not r.is_over()]
-        furthest = max(r.step for r in ranks)
-        done = min(waiting) if waiting else furthest
-        done = max(done, furthest - WINDOW)
-        if done <= self._merged_step:
-            return
-        steps = np.arange(max(self._merged_step, done - WINDOW) + 1, done + 1)
-        self._merged_step = done
-        block = np.stack([r.rows(steps) for r in ranks])  # (num_ranks, num_columns, num_steps)
-        block = block[:, :, ~np.isnan(block[:, 0, :]).all(axis=0)]
-        if block.shape[2]:
-            self._rows.extend(merge_steps(block, self._smooth))
+        """Turn steps into rows, as far as it is known what belongs to them."""
+        block = self._order.take()
+        if block.shape[1]:
+            self._rows.extend(block)
             if math.isfinite(self._smooth.value):
                 self._best_loss = min(self._best_loss, float(np.nanmin(
-                    np.append(self._rows["smooth"][-block.shape[2] :], math.inf))))  # fmt: skip
-            self._note_arrival(float(np.nansum(self._rows["samples"][-block.shape[2] :])))
+                    np.append(self._rows["smooth"][-block.shape[1] :], math.inf))))  # fmt: skip
+            self._note_arrival(float(np.nansum(self._rows["samples"][-block.shape[1] :])))
+        early, self._early = self._early, []
+        for event in early:
+            self._log(event)
 
     def _note_arrival(self, num_samples: float) -> None:
         if not self._arrivals:
@@ -231,7 +245,7 @@ class RunState:
             recipe=self.recipe,
             elapsed_s=elapsed_s,
             eta_s=self._eta_s(step_ms),
-            step=self._merged_step,
+            step=self._order.step,
             total_steps=self._total_steps,
             loss=last(rows["smooth"]),
             best_loss=self._best_loss if math.isfinite(self._best_loss) else math.nan,
@@ -254,6 +268,7 @@ class RunState:
             ranks=tuple(r.view() for r in self._ranks.values()),
             notes=tuple(self._notes),
             error=self.error,
+            staleness=tuple(sorted(self._staleness.items())),
             stall=self.stall if self.state == "running" else "",
         )
 
@@ -262,39 +277,5 @@ class RunState:
             return math.nan
         # What a step costs including what happens between steps (evaluation):
         # the whole time so far over the steps so far, not the median step.
-        pace_s = last(self._rows["time_s"]) / max(self._merged_step, 1)
-        return max(0.0, (self._total_steps - self._merged_step) * pace_s)
-
-    def _history(self) -> History:
-        rows = self._rows
-        steps = rows["step"].copy()
-        extra = sorted(set(self._log_time_s) - set(steps.astype(int)))
-        order = np.argsort(np.concatenate([steps, extra]), kind="stable")
-
-        def column(values: Floats, at_extra: list[float] | None = None) -> Floats:
-            tail = np.full(len(extra), np.nan) if at_extra is None else np.array(at_extra)
-            merged: Floats = np.concatenate([values, tail])[order]
-            return merged
-
-        with np.errstate(invalid="ignore", divide="ignore"):
-            rate = np.where(rows["samples"] > 0, 1000.0 * rows["samples"] / rows["step_ms"], np.nan)
-        columns = {
-            "step": column(steps, [float(s) for s in extra]),
-            "time_s": column(rows["time_s"], [self._log_time_s[s] for s in extra]),
-            "loss": column(rows["loss"]),
-            "samples_per_s": column(rate),
-            "step_ms": column(rows["step_ms"]),
-            "compute_ms": column(rows["step_ms"] - rows["data_ms"] - rows["comm_ms"]),
-            "data_ms": column(rows["data_ms"]),
-            "comm_ms": column(rows["comm_ms"]),
-            "lr": column(rows["lr"]),
-            "sent_bytes": column(rows["sent_bytes"]),
-            "raw_bytes": column(rows["raw_bytes"]),
-        }
-        at = {int(step): i for i, step in enumerate(columns["step"])}
-        for name, values in self._logged.items():
-            logged = np.full(len(at), np.nan)
-            for step, (total, count) in values.items():
-                logged[at[step]] = ratio(total, count)
-            columns[name if name not in columns else f"logged_{name}"] = logged
-        return History(columns)
+        pace_s = last(self._rows["time_s"]) / max(self._order.step, 1)
+        return max(0.0, (self._total_steps - self._order.step) * pace_s)

@@ -93,5 +93,7 @@ class RunView:
     notes: tuple[str, ...]
     """What dtkit did to the cell, or left alone and why."""
     error: str | None
+    staleness: tuple[tuple[int, int], ...] = ()
+    """How many steps were made without so many updates of others; empty in step."""
     stall: str = ""
     """Why no step has ended for long, and whom the ranks wait for; empty while steps go on."""

@@ -34,6 +34,7 @@ BASE = (
     "dtkit.recipe",
     "dtkit.export",
     "dtkit.values",
+    "dtkit._staleness",
     "dtkit._text",
     "dtkit._where",
 )
@@ -58,6 +59,7 @@ MAY_VIEW = (*VIEW, "dtkit.telemetry", "numpy", *BASE)
 SESSION = (
     "dtkit.advice",
     "dtkit.archive",
+    "dtkit.check",
     "dtkit.companions",
     "dtkit.followed",
     "dtkit.orphans",
@@ -218,6 +220,7 @@ MAY_IMPORT_LAZILY: dict[str, tuple[str, ...]] = {
     ),  # in a process that is an engine
     "dtkit.packing": ("cloudpickle", "numpy", "torch"),  # what is carried may be tensors
     "dtkit._text": ("dtkit.telemetry",),  # the types that it puts into words
+    "dtkit._staleness": ("dtkit.telemetry",),  # the types that it draws
     "dtkit._tuneview": ("dtkit.tune",),  # the types that it draws
     "dtkit.sweep": ("pandas",),  # optional: Sweep.to_pandas
     "dtkit.telemetry": ("pandas",),  # optional: History.to_pandas

@@ -178,3 +178,50 @@ def test_notes_are_kept_once_and_the_end_is_final() -> None:
     assert (view.state, view.error) == ("failed", "ValueError: boom")
     assert {rank.state for rank in view.ranks} == {"failed"}
     assert view.elapsed_s == state.view().elapsed_s
+
+
+def free(num_ranks: int) -> RunState:
+    state = RunState("run", range(num_ranks), start_unix_s=0.0, is_free=True)
+    for rank in range(num_ranks):
+        state.handle(RankStarted(rank, 100 + rank, "host", "cpu", 0.0))
+    return state
+
+
+def test_steps_that_ranks_make_without_each_other_are_rows_in_time() -> None:
+    state = free(2)
+    state.handle(steps(0, 1, 4, time_s=[0.1, 0.2, 0.3, 0.4], step_ms=100.0, loss=1.0))
+    state.handle(steps(1, 1, 1, time_s=[0.35], step_ms=350.0, comm_ms=35.0, loss=5.0))
+    state.handle(Total(0, 40))
+    state.end("finished")
+    history = state.history()
+    assert history["time_s"].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.35, 0.4])
+    assert history["loss"].tolist() == [1.0, 1.0, 1.0, 5.0, 1.0]
+    assert history["step_ms"].tolist() == pytest.approx([100, 100, 100, 50, 50])
+    assert history["comm_ms"][3] == pytest.approx(5)  # a tenth, as of the rank's own step
+    view = state.view()
+    assert view.samples_per_s == pytest.approx(5 * 32 / 0.4)
+    assert view.total_steps == 80
+    assert [rank.step for rank in view.ranks] == [4, 1]
+
+
+def test_a_row_is_there_once_no_earlier_step_can_come() -> None:
+    state = free(2)
+    state.handle(steps(0, 1, 3, time_s=[0.1, 0.2, 0.3]))
+    assert state.view().step == 0
+    state.handle(steps(1, 1, 1, time_s=[0.25]))
+    assert state.view().step == 3
+    state.handle(steps(0, 4, 4, time_s=[9.0]))
+    assert state.view().step == 4  # the last one waits: rank 1 may be slow, but not for ever
+    state.handle(RankEnded(1, "finished", 1, 0.3))
+    assert state.view().step == 5
+
+
+def test_metrics_of_free_ranks_stand_at_the_rows_of_their_steps() -> None:
+    state = free(2)
+    state.handle(LogBatch(1, [1], [0.35], [{"staleness": 2.0}]))
+    state.handle(LogBatch(0, [1, 2], [0.1, 0.2], [{"staleness": 0.0}, {"staleness": 2.0}]))
+    state.handle(steps(0, 1, 2, time_s=[0.1, 0.2]))
+    state.handle(steps(1, 1, 1, time_s=[0.35]))
+    state.end("finished")
+    assert state.history()["staleness"].tolist() == [0.0, 2.0, 2.0]
+    assert state.view().staleness == ((0, 1), (2, 2))

@@ -95,6 +95,10 @@ class Checkpoints(Part):
             msg = "nothing to save: no optimizer has made a step; name what to save"
             raise CheckpointError(msg)
         mark = mark or self._run.position.state()
+        if self._run.wire is not None:
+            self._run.wire.before_collective()
+        if self._run.recipe.is_free:  # a number that all agree on: each has made its own steps
+            mark["step"] = max(self._ranks.together(lambda: mark["step"]))
         self._mark, self._is_due, self._num_since = None, False, 0
         extra = {**mark, "stepping": self._run.stepping.state(_optimizers(objects))}
         self._pending = self._writer.save(objects, extra, step=mark["step"], epoch=mark["epoch"])

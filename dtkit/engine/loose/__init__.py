@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dtkit.engine.agent import agent
+from dtkit.engine.loose.gossip import Gossip
 from dtkit.engine.loose.rounds import DiLoCo, LocalSGD
+from dtkit.engine.loose.server import AsyncServer
 from dtkit.engine.parts import Part
 from dtkit.strategy import Strategy
 
@@ -23,6 +26,12 @@ def make(run: ActiveRun, *, strategy: str) -> Part:
     if autopilot is None or wire is None:  # one rank: there is nothing to bring together
         return Part()
     chosen = Strategy.parse(strategy)
-    assert chosen.value is not None  # noqa: S101  for the type checker: they all take a number
+    group = agent().group
+    assert group is not None  # noqa: S101  for the type checker: the run has it
+    if chosen.name == "gossip":
+        return Gossip(run, group)
+    assert chosen.value is not None  # noqa: S101  for the type checker: the others take a number
+    if chosen.name == "async":
+        return AsyncServer(run, group, bound=chosen.value)
     kind = DiLoCo if chosen.name == "diloco" else LocalSGD
     return kind(autopilot.adoption, wire, run.recorder, every=int(chosen.value))

@@ -59,14 +59,14 @@ class Rounds(Part):
 
     def before_step(self, optimizer: Optimizer) -> None:
         """See whether the optimizer is a new one."""
-        if self._replica.saw(optimizer):
-            trained, statistics = self._replica.weights(), self._replica.statistics()
+        if not self._replica.saw(optimizer):
+            return
+        self._finish()  # a model that has trained before this one joined
+        trained, statistics = self._replica.weights(), self._replica.statistics()
+        if trained:
             self._flat = Flat([*trained, *statistics], num_extra=2)
             self._num_weights = sum(t.numel() for t in trained)
-            # A model that has trained before this one joined has replicas that differ.
-            self._average(self._flat, is_last=False)
-            self._flat.write()
-            self._num_steps = 0
+            self._flat.read()
             self.begun()
 
     def after_step(self, optimizer: Optimizer, step: int) -> None:  # noqa: ARG002  a Part's
@@ -79,11 +79,15 @@ class Rounds(Part):
         """Make everything equal on all ranks."""
         if state == "failed" or self._flat is None:
             return
-        while not self._round(self._flat, is_last=True):
-            pass
+        self._finish()
         rest = self._replica.rest()
         if weights.are_alike(rest, self._wire.group):
             weights.broadcast(rest, self._wire.group)
+
+    def _finish(self) -> None:
+        """Go on with rounds until all ranks have come here."""
+        while self._flat is not None and not self._round(self._flat, is_last=True):
+            pass
 
     def _round(self, flat: Flat, *, is_last: bool) -> bool:
         """Bring the ranks together; returns whether all of them have come to their end."""

@@ -61,6 +61,8 @@ class Wire:
         self.memory = Memory()
         self.on_launch: Callable[[Bucket], None] = _ignore
         """Called with each bucket just before its averaging begins: it holds the rank's own."""
+        self.before_collective: Callable[[], None] = _do_nothing
+        """Called before this rank waits for all others, not to average but to agree."""
         self.momentum = MomentumCorrection() if self.compression.name == "topk" else None
 
     def over(self, group: dist.ProcessGroup) -> Wire:
@@ -150,6 +152,10 @@ def num_gathered_bytes(num_bytes: float, world_size: int) -> float:
 
 def _num_bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
+
+
+def _do_nothing() -> None:
+    return None
 
 
 def _ignore(_bucket: Bucket) -> None:

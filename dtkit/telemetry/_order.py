@@ -1,0 +1,117 @@
+"""In what order the steps of the ranks become rows of a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from dtkit.events import STEP_COLUMNS
+from dtkit.telemetry._merge import merge_steps
+from dtkit.telemetry._series import WINDOW, Rows
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from dtkit.telemetry._series import RankSeries, Smoother
+
+    Floats = NDArray[np.float64]
+
+__all__ = ["InStep", "InTime", "Order"]
+
+_SLACK_S = 2.0
+"""How long a row is kept back for steps of other ranks that ended before it."""
+
+
+class Order(Protocol):
+    """Makes rows of steps that have come."""
+
+    step: int
+    """Of the newest row."""
+
+    def take(self) -> Floats:
+        """Return the rows that are new, (num_columns, num_rows); see `Rows`."""
+
+
+class InStep:
+    """Ranks in step: a row for each step that all ranks have made.
+
+    Args:
+        ranks: the ranks.
+        smoother: continues the smoothed loss.
+    """
+
+    def __init__(self, ranks: Sequence[RankSeries], smoother: Smoother) -> None:
+        self.step = 0
+        self._ranks, self._smooth = ranks, smoother
+
+    def take(self) -> Floats:
+        waiting = [r.step for r in self._ranks if not r.is_over()]
+        furthest = max(r.step for r in self._ranks)
+        done = min(waiting) if waiting else furthest
+        done = max(done, furthest - WINDOW)
+        if done <= self.step:
+            return np.empty((len(Rows.names), 0))
+        steps = np.arange(max(self.step, done - WINDOW) + 1, done + 1)
+        self.step = done
+        block = np.stack([r.rows(steps) for r in self._ranks])  # (ranks, columns, steps)
+        block = block[:, :, ~np.isnan(block[:, 0, :]).all(axis=0)]
+        return merge_steps(block, self._smooth)
+
+
+class InTime:
+    """Ranks that make steps without each other: a row for each step of each, as they ended.
+
+    So a row's samples over its time is what all ranks do together, and the loss over rows
+    is that over all steps that were made.
+
+    Args:
+        ranks: the ranks.
+        smoother: continues the smoothed loss.
+    """
+
+    def __init__(self, ranks: Sequence[RankSeries], smoother: Smoother) -> None:
+        self.step = 0
+        self._ranks, self._smooth = ranks, smoother
+        self._taken = [0] * len(ranks)
+        self._last_s = -np.inf
+
+    def take(self) -> Floats:
+        running = [r.last_s for r in self._ranks if not r.is_over()]
+        newest_s = max(r.last_s for r in self._ranks)
+        until_s = max(min(running), newest_s - _SLACK_S) if running else np.inf
+        found = [self._of(i, until_s) for i in range(len(self._ranks))]
+        block = np.concatenate(found, axis=1)
+        column = {name: i for i, name in enumerate(STEP_COLUMNS)}
+        block = block[:, np.argsort(block[column["time_s"]], kind="stable")]
+        if not block.shape[1]:
+            return np.empty((len(Rows.names), 0))
+        rows = merge_steps(block[None], self._smooth)
+        at = {name: i for i, name in enumerate(Rows.names)}
+        own_ms = rows[at["step_ms"]].copy()
+        if self.step == 0:
+            self._last_s = rows[at["time_s"]][0] - own_ms[0] / 1000
+        ends = np.maximum.accumulate(np.append(self._last_s, rows[at["time_s"]]))
+        rows[at["time_s"]], self._last_s = ends[1:], ends[-1]
+        rows[at["step_ms"]] = 1000 * np.diff(ends)
+        for name in ("data_ms", "comm_ms"):  # their share of the rank's step
+            share = np.divide(rows[at[name]], own_ms, out=np.zeros_like(own_ms), where=own_ms > 0)
+            rows[at[name]] = share * rows[at["step_ms"]]
+        for name in ("rate_low", "rate_high"):
+            rows[at[name]] *= len(self._ranks)
+        rows[at["step"]] = self.step + 1 + np.arange(rows.shape[1])
+        self.step += rows.shape[1]
+        return rows
+
+    def _of(self, index: int, until_s: float) -> Floats:
+        """Return a rank's steps that ended until then, and were not taken."""
+        rank = self._ranks[index]
+        first = max(self._taken[index], rank.step - WINDOW) + 1
+        block = rank.rows(np.arange(first, rank.step + 1))
+        block = block[:, ~np.isnan(block[0])]
+        block = block[:, block[STEP_COLUMNS.index("time_s")] <= until_s]
+        if block.shape[1]:
+            self._taken[index] = int(block[0].max())
+        return block

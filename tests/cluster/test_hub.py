@@ -1,0 +1,126 @@
+"""What ranks ask each other in `async` and `gossip`: the bound, the mean, tickets."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from dtkit.engine.loose.gossip import GossipHub
+from dtkit.engine.loose.hub import Hub
+from dtkit.engine.loose.mesh import FreedError
+from dtkit.engine.loose.server import ServerHub
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+WAIT_S = 20.0
+
+
+class Server(ServerHub):
+    """Says when somebody has to wait."""
+
+    def __init__(self, bound: float) -> None:
+        super().__init__(0, 3, bound)
+        self.blocked = threading.Event()
+        self.begin(1, torch.zeros(2))
+
+    def _wait(self, is_time: Callable[[], bool]) -> None:
+        if not is_time():
+            self.blocked.set()
+        super()._wait(is_time)
+
+    def push(self, rank: int, version: int) -> dict[str, Any]:
+        """Push an update of ones."""
+        return self.answer(rank, {"ask": "update", "version": version}, torch.ones(2))[0]
+
+
+def in_thread(call: Callable[[], Any]) -> threading.Thread:
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_rank_waits_before_it_makes_another_s_step_too_stale() -> None:
+    server = Server(bound=2)
+    server.push(0, 0)
+    found: list[dict[str, Any]] = []
+    fast = in_thread(lambda: found.extend(server.push(1, i) for i in range(4)))
+    assert server.blocked.wait(WAIT_S)
+    assert len(found) == 2  # as many as ranks 0 and 2 may lack
+    slow = server.push(2, 0)
+    assert slow["staleness"] == 3
+    server.push(0, slow["version"])
+    fast.join(WAIT_S)
+    assert [reply["version"] for reply in found[:2]] == [2, 3]
+    assert len(found) == 4
+
+
+def test_without_a_bound_nobody_waits() -> None:
+    server = Server(bound=float("inf"))
+    assert [server.push(1, 0)["staleness"] for _ in range(9)] == list(range(9))
+    assert not server.blocked.is_set()
+
+
+@pytest.mark.parametrize("how", ["dies", "steps aside", "arrives"])
+def test_nobody_waits_for_a_rank_that(how: str) -> None:
+    server = Server(bound=1)
+    server.answer(0, {"ask": "aside"}, None)
+    fast = in_thread(lambda: [server.push(1, 0), server.push(1, 1)])
+    assert server.blocked.wait(WAIT_S)
+    if how == "dies":
+        server.lost(2)
+    elif how == "steps aside":
+        server.answer(2, {"ask": "aside"}, None)
+    else:
+        server.lost(0)
+        server.lost(1)  # so that rank 2 is there alone
+        server.answer(2, {"ask": "arrive", "where": "end"}, None)
+    fast.join(WAIT_S)
+    assert not fast.is_alive()
+
+
+def test_who_waits_can_be_freed() -> None:
+    hub = Hub(0, 2)
+    errors: list[BaseException] = []
+
+    def arrive() -> None:
+        try:
+            hub.answer(0, {"ask": "arrive", "where": "end"}, None)
+        except FreedError as error:
+            errors.append(error)
+
+    waiting = in_thread(arrive)
+    hub.cut()
+    waiting.join(WAIT_S)
+    assert errors
+
+
+def test_a_new_leader_goes_on_after_the_tickets_that_a_rank_has_seen() -> None:
+    first, second = Hub(0, 3), Hub(1, 3)
+    ask: dict[str, Any] = {"ask": "ticket", "pass": "0.1"}
+    assert [first.answer(r, {**ask, "seen": r}, None)[0]["ticket"] for r in range(3)] == [3, 4, 5]
+    second.lost(0)
+    assert second.leader == 1
+    assert second.answer(2, {**ask, "seen": 5}, None)[0]["ticket"] == 6
+    assert second.answer(1, {**ask, "seen": 4}, None)[0]["ticket"] == 7
+
+
+def test_gossip_leaves_the_mean_of_all_replicas_as_it_is() -> None:
+    hubs = [GossipHub(rank, 3) for rank in range(3)]
+    values = [torch.tensor([1.0, 10.0]), torch.tensor([2.0, 0.0]), torch.tensor([6.0, -4.0])]
+    for hub, value in zip(hubs, values, strict=True):
+        hub.begin(1, value)
+    for visitor, host in ((0, 1), (1, 2), (0, 2), (2, 0)):
+        hubs[visitor].take_in(values[visitor])
+        message = {"ask": "mix", "generation": 1}
+        change = hubs[host].answer(visitor, message, values[visitor])[1]
+        assert change is not None
+        values[visitor].sub_(change)
+        hubs[visitor].gave(change)
+    for hub, value in zip(hubs, values, strict=True):
+        hub.take_in(value)
+    assert torch.stack(values).mean(0).tolist() == pytest.approx([3.0, 2.0])
+    assert torch.stack(values).std(0).max() < 3.0
