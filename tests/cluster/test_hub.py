@@ -58,6 +58,22 @@ def test_a_rank_waits_before_it_makes_another_s_step_too_stale() -> None:
     assert len(found) == 4
 
 
+def test_a_step_that_waits_is_under_way_still() -> None:
+    server = Server(bound=1)
+    server.push(1, 0)
+    waiting = in_thread(lambda: server.push(1, 1))  # for ranks 0 and 2
+    assert server.blocked.wait(WAIT_S)
+    server.blocked.clear()
+    server.push(2, 0)
+    also = in_thread(lambda: server.push(2, 2))  # for ranks 0 and 1: it would be 1's second
+    assert server.blocked.wait(WAIT_S)
+    server.push(0, 0)
+    waiting.join(WAIT_S)
+    also.join(WAIT_S)
+    assert not waiting.is_alive()
+    assert not also.is_alive()
+
+
 def test_without_a_bound_nobody_waits() -> None:
     server = Server(bound=float("inf"))
     assert [server.push(1, 0)["staleness"] for _ in range(9)] == list(range(9))

@@ -76,14 +76,14 @@ class ServerHub(Hub):
         """Add a rank's update, as soon as no other rank's step becomes too stale by it."""
         assert vector is not None  # noqa: S101  for the type checker: who asks gives one
         with self._changed:
-            self._fetched.pop(number, None)
-            self._changed.notify_all()
+            # A step that waits here is under way still, and becomes staler.
             self._wait(lambda: self._may_push(number))
             staleness = max(0, self._version - message["version"])
             self._weights.add_(vector)
             self._version += 1
             self._num_pushed[number] += 1
             self._fetched[number] = dict(self._num_pushed)
+            self._changed.notify_all()
             return {"version": self._version, "staleness": staleness}, self._weights.clone()
 
     def _may_push(self, number: int) -> bool:
