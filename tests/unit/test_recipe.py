@@ -53,7 +53,9 @@ def test_a_compression_that_there_is_not_is_refused(text: str, answer: str) -> N
         Recipe(compress=text)
 
 
-@pytest.mark.parametrize("text", ["ddp", "local-sgd:8", "diloco:32"])
+@pytest.mark.parametrize(
+    "text", ["ddp", "local-sgd:8", "diloco:32", "async:8", "async:inf", "gossip"]
+)
 def test_a_strategy_is_written_as_it_is_read(text: str) -> None:
     assert str(Strategy.parse(text)) == text
 
@@ -67,11 +69,20 @@ def test_a_strategy_is_written_as_it_is_read(text: str) -> None:
         ("diloco:0", "H must be"),
         ("diloco:1.5", "H must be"),
         ("local-sgd:inf", "H must be"),
+        ("async", "STALENESS must be a whole number greater than 0 or inf, as in async:8"),
+        ("async:0", "STALENESS must be"),
+        ("gossip:2", "gossip takes no number"),
     ],
 )
 def test_a_strategy_that_there_is_not_is_refused(text: str, answer: str) -> None:
     with pytest.raises(InvalidInputError, match=answer):
         Recipe(strategy=text)
+
+
+@pytest.mark.parametrize("strategy", ["async:8", "gossip"])
+def test_free_ranks_do_not_know_which_batch_is_the_last(strategy: str) -> None:
+    with pytest.raises(InvalidInputError, match="--accumulate 2 makes a step of the last batches"):
+        Recipe(strategy=strategy, accumulate=2)
 
 
 @pytest.mark.parametrize("flags", [{"batch": "global"}, {"compress": "fp16"}])
