@@ -9,6 +9,7 @@ import numpy as np
 
 from dtkit._text import format_bytes, format_ms, format_percent
 from dtkit.batchsize import BatchPlacement, place_batch
+from dtkit.compression import GATHERED, Compression
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "advise", "placement_of", "worth_it"]
 
 METHODS = {"fp16": 2.0, "int8": 4.0}
-"""Methods that are proposed, with how many times smaller they make gradients: those that train
+"""Methods that are proposed, with how many times less two ranks send with them: those that train
 as well as uncompressed gradients without a setting of their own."""
 _ACCUMULATE = 4
 _LEAST_MEASURED = 24
@@ -44,6 +45,8 @@ def advise(run: Run, probe: Callable[[], dict[str, Any]]) -> None:
     placed = placement_of(run)
     if placed is not None:
         run.note(str(placed))
+    if (text := gathers_too_much(run)) is not None:
+        run.note(text)
     if _link_ms(run) >= _LEAST_SHARE * run.view().step_ms:
         text = worth_it(run, probe())
         if text is not None:
@@ -68,6 +71,19 @@ def placement_of(run: Run) -> BatchPlacement | None:
     )
 
 
+def gathers_too_much(run: Run) -> str | None:
+    """Return that a method saves too little with so many ranks; None: it saves enough."""
+    view, method = run.view(), Compression.parse(run.recipe.compress)
+    if method.name not in GATHERED or not 2 * view.sent_bytes >= view.raw_bytes:
+        return None
+    return (
+        f"--compress {method} sent {format_bytes(view.sent_bytes)} a step, where uncompressed "
+        f"gradients take {format_bytes(view.raw_bytes)}: each rank sends its part to each of the "
+        f"{len(view.ranks) - 1} others, so the more ranks, the less is saved. fp16, bf16 and "
+        "powersgd are added up on the way and save the same with any number"
+    )
+
+
 def worth_it(run: Run, link: dict[str, Any]) -> str | None:
     """Return what compression or accumulation would gain here; None: nothing, or not known.
 
@@ -81,7 +97,8 @@ def worth_it(run: Run, link: dict[str, Any]) -> str | None:
     gains = {}
     carried_ms = 1000 * view.sent_bytes / link["bytes_per_s"]
     if run.recipe.compress == "none" and carried_ms >= _LEAST_EXPLAINED * link_ms:
-        for name, ratio in METHODS.items():
+        for name, of_two in METHODS.items():
+            ratio = of_two * 2 / len(view.ranks) if name in GATHERED else of_two
             saved_ms = min(link_ms, carried_ms * (1 - 1 / ratio))
             cost_ms = 1000 * view.raw_bytes * link["method_s_per_byte"][name]
             gains[f"--compress {name}"] = view.step_ms / (view.step_ms - saved_ms + cost_ms)

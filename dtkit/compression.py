@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dtkit.errors import InvalidInputError
 
-__all__ = ["METHODS", "Compression"]
+__all__ = ["GATHERED", "METHODS", "Compression"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,9 @@ METHODS: dict[str, _Argument | None] = {
 }
 """By name, with the number that it takes. Each but `none` is a module of that name in
 `dtkit/engine/reduce/compressors`: a new method is a line here and a file there."""
+GATHERED = ("int8", "int4", "sign", "topk")
+"""Methods whose codes cannot be added up on their way: each rank sends its own to every other, so
+that with W ranks they save 2/W of what they save with two."""
 
 
 @dataclass(frozen=True, slots=True)

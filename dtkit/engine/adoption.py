@@ -214,6 +214,7 @@ class Adoption:
         """Take over all of an optimizer's parameters, also from another one's synchronizer."""
         entry = self._adopted[optimizer]
         if averages_itself(optimizer):
+            self.passes.left_to_horovod()
             self._leave_alone(optimizer, "hvd.DistributedOptimizer combines its gradients")
             return
         params = [p for p in parameters_of(optimizer) if p.is_leaf]
@@ -285,6 +286,7 @@ class Adoption:
         self._wire.memory.load(params, memory)
 
     def _leave_alone(self, optimizer: Optimizer, reason: str) -> None:
+        self._wire.not_used_by(type(optimizer).__name__, reason)
         entry = self._adopted[optimizer]
         entry.is_left_alone = True
         self.num_left_alone += 1

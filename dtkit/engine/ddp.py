@@ -7,7 +7,7 @@ from weakref import WeakSet
 
 from torch.nn.parallel import DistributedDataParallel
 
-from dtkit.engine.models import live_modules
+from dtkit.engine.models import BY_DDP, live_modules
 from dtkit.engine.reduce.ddp import DdpHook
 
 if TYPE_CHECKING:
@@ -55,8 +55,7 @@ class UsersDdp:
                     "leave the wrapping out and dtkit does both"
                 )
                 raise RuntimeError(msg)
-            reason = "its model is wrapped in DistributedDataParallel"
-            self._stand_back(module.parameters(), reason)
+            self._stand_back(module.parameters(), BY_DDP)
             original(ddp, module, *args, **kwargs)
             self._compress(ddp)
 
@@ -66,7 +65,8 @@ class UsersDdp:
         """Compress what models of earlier cells send, too."""
         if self._wire.compression.name != "none":
             for module in live_modules():
-                if issubclass(type(module), DistributedDataParallel):
+                is_whole = "reducer" in vars(module)  # else its constructor raised
+                if is_whole and issubclass(type(module), DistributedDataParallel):
                     self._compress(module)
 
     def close(self) -> None:

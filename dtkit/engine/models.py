@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = [
+    "BY_DDP",
     "already_distributed",
     "averages_itself",
     "find_models",
@@ -27,6 +28,9 @@ __all__ = [
     "state_of",
     "uses_distributed",
 ]
+
+
+BY_DDP = "its model is wrapped in DistributedDataParallel"
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
@@ -90,7 +94,7 @@ def already_distributed(params: Sequence[torch.Tensor], models: Iterable[nn.Modu
     for model in models:
         for module in model.modules():
             if isinstance(module, DistributedDataParallel):
-                return "its model is wrapped in DistributedDataParallel"
+                return BY_DDP
     return None
 
 

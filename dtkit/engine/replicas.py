@@ -32,7 +32,8 @@ def detach() -> list[DistributedDataParallel]:
     whole = []
     for model in [o for o in gc.get_objects() if _is_ddp(o)]:
         held = vars(model)
-        if held.get("process_group") is dist.group.WORLD:
+        # One whose constructor raised has nothing to be taken along.
+        if "reducer" in held and held.get("process_group") is dist.group.WORLD:
             whole.append(model)
         for name in _HELD:
             held.pop(name, None)

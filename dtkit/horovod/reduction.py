@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from dtkit.horovod.wire import Message
 
-__all__ = ["AllReduce", "Op", "ReduceScatter", "zeros_for"]
+__all__ = ["AllReduce", "Gathered", "Op", "ReduceScatter", "zeros_for"]
 
 
 class Op(Enum):
@@ -153,6 +153,31 @@ class AllReduce(Started):
         return whole.div_(self.group.size(), rounding_mode="trunc")
 
 
+class Gathered(AllReduce):
+    """Brings one tensor of every rank to all, who add them up themselves: compressed gradients.
+
+    Zeros, which a rank that has joined contributes, stand for zeros under every method.
+    """
+
+    def __init__(
+        self, tensors: Sequence[torch.Tensor], op: Op, group: dist.ProcessGroup, *, mark: Any = None
+    ) -> None:
+        super().__init__(tensors, op, group, mark=mark)
+        self.meta["is_gathered"] = True
+
+    def start(self, answer: Message) -> None:
+        """Start the gather."""
+        self.marks = answer["extras"]
+        ((_, buffer),) = self._buffers
+        rows = list(buffer.new_empty((self.group.size(), buffer.numel())).unbind())
+        self._gathered.append(rows)
+        self.add(dist.all_gather(rows, buffer, group=self.group, async_op=True))
+
+    def collect(self) -> list[torch.Tensor]:
+        """Return what the ranks sent, a row each."""
+        return [torch.stack(self._gathered[0])]
+
+
 class ReduceScatter(AllReduce):
     """Combines tensors and leaves each rank its part of the rows.
 
@@ -183,7 +208,8 @@ def zeros_for(answer: Message, group: dist.ProcessGroup, device: torch.device) -
         )
         for shape, dtype, kind in zip(meta["shape"], meta["dtype"], meta["device"], strict=True)
     ]
-    return AllReduce(tensors, Op[meta["op"].upper()], group)
+    kind = Gathered if meta.get("is_gathered") else AllReduce
+    return kind(tensors, Op[meta["op"].upper()], group)
 
 
 def scaled(tensor: torch.Tensor, factor: float) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from dtkit.compression import METHODS, Compression
+from dtkit.compression import GATHERED, METHODS, Compression
 from dtkit.engine.reduce.compressors import Compressor, Layout, make_compressor
 
 if TYPE_CHECKING:
@@ -57,6 +57,11 @@ def memory(ranks: Ranks) -> list[Any]:
         for compressor in ranks.each
         for entry in compressor.state()
     ]
+
+
+def test_what_is_gathered_is_known_to_the_driver() -> None:
+    gathered = {s.partition(":")[0] for s in SPECS if not Ranks(s).each[0].is_summed}
+    assert gathered == set(GATHERED)
 
 
 def test_every_method_is_tried_here() -> None:

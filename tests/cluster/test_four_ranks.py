@@ -84,3 +84,17 @@ def test_some_of_the_ranks_compress_among_themselves(
     num = 64 * 32 + 32 + 32 * 10 + 10
     assert run.history["raw_bytes"][-1] == pytest.approx(4 * num, rel=0.01)
     assert run.history["sent_bytes"][-1] < 2.1 * num
+
+
+def test_a_method_that_gathers_says_when_there_are_too_many_ranks(rig4: Rig) -> None:
+    cell = """
+model = nn.Linear(64, 256)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for i in range(3):
+    optimizer.zero_grad()
+    model(X).square().mean().backward()
+    optimizer.step()
+"""
+    for ranks, is_said in ((range(4), True), (range(2), False)):
+        run = rig4.session.train(cell, recipe=Recipe(compress="int8"), ranks=ranks)
+        assert any("each of the 3 others" in note for note in run.notes) is is_said

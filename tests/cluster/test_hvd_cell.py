@@ -409,3 +409,40 @@ def test_a_rank_that_never_calls_init_is_named(rig: Rig) -> None:
         assert rig.common("hvd.size()") == 2
     finally:
         rig.session.execute("del os.environ['HOROVOD_STALL_SHUTDOWN_TIME_SECONDS']")
+
+
+@pytest.mark.parametrize(
+    "compression", ["int8", "int4", "sign", "topk(0.2)", "powersgd(2)", "fp16", "bf16"]
+)
+def test_dtkits_compressors_serve_horovods_optimizer(rig: Rig, compression: str) -> None:
+    """As the plain cell's they remember what they leave out; what no rank uses stays."""
+    rig.session.execute(f"""
+import horovod.torch as hvd
+hvd.init()
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+unused = nn.Parameter(torch.ones(3))
+hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+optimizer = hvd.DistributedOptimizer(
+    torch.optim.SGD([*model.parameters(), unused], lr=0.05, momentum=0.9),
+    compression=hvd.Compression.{compression},
+)
+losses, (inputs, targets) = [], train_set.tensors
+for epoch in range(3):
+    for begin in range(0, 1792, 64):
+        part = slice(begin + rank, begin + 64, 2)
+        optimizer.zero_grad()
+        loss = cross_entropy(model(inputs[part]), targets[part])
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+fell = sum(losses[-5:]) / sum(losses[:5])
+""")
+    assert max(rig.values("fell")) < 0.4
+    rig.assert_same_weights("model")
+    assert rig.common("unused.tolist()") == [1.0, 1.0, 1.0]
+
+
+def test_a_compression_that_remembers_needs_an_optimizer(rig: Rig) -> None:
+    with pytest.raises(RankError, match=r"give it to hvd.DistributedOptimizer"):
+        rig.session.execute("hvd.allreduce(torch.ones(3), compression=hvd.Compression.int8)")

@@ -112,6 +112,18 @@ def test_the_batch_size_of_an_unedited_cell_is_varied(rig: Rig) -> None:
     assert written["rows"][2]["batch_size"] == 128
 
 
+def test_precision_and_accumulation_are_varied(rig: Rig) -> None:
+    sweep = rig.session.sweep(MAKES_ITS_OWN, {"amp": ["off", "bf16"], "accumulate": [1, 4]})
+    # 15 batches of 2 x 64.
+    assert [row.label for row in sweep.rows][1:3] == ["--amp off --accumulate 4",
+                                                      "--amp bf16 --accumulate 1"]  # fmt: skip
+    outcomes = sweep.outcomes()
+    assert [o.state for o in outcomes] == ["finished"] * 4
+    assert [o.num_steps for o in outcomes] == [15, 4, 15, 4]
+    runs = [row.run for row in sweep.rows if row.run is not None]
+    assert not np.array_equal(runs[0].history["loss"], runs[2].history["loss"])
+
+
 def test_a_batch_size_that_changes_nothing_is_said(rig: Rig) -> None:
     run = rig.session.train(STEP, recipe=Recipe(batch_size=16))
     assert any("batch size 16 changed nothing" in note for note in run.notes)

@@ -165,6 +165,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "dtkit.horovod": (
         "torch",
         "cloudpickle",
+        "dtkit.compression",
         "dtkit.engine.reduce",
         "dtkit.engine.parts",
         "dtkit.errors",

@@ -7,6 +7,8 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 
 from torch.optim import SGD, Optimizer
 
+from dtkit.engine.models import averages_itself
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -49,7 +51,8 @@ class MomentumCorrection:
 
     def made(self, optimizer: Optimizer) -> None:
         """Note an optimizer."""
-        if type(optimizer) is SGD:
+        # A subclass may do with momentum what it likes; Horovod's wrapper does not.
+        if type(optimizer) is SGD or (isinstance(optimizer, SGD) and averages_itself(optimizer)):
             self._optimizers.add(optimizer)
 
     def _owner(self, param: torch.Tensor | None) -> Optimizer | None:

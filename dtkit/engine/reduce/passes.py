@@ -53,6 +53,15 @@ class Passes:
         self._num_launched = 0
         self._numbers = itertools.count()
 
+    def left_to_horovod(self) -> None:
+        """Raise if gradients were to be put together: Horovod averages in every pass."""
+        if self._is_deferred:
+            msg = (
+                "--accumulate: hvd.DistributedOptimizer averages by itself: give it "
+                "backward_passes_per_step=K in the cell, and leave the flag out"
+            )
+            raise RuntimeError(msg)
+
     def next_number(self) -> int:
         """Return a synchronizer's place among all: its number of creation."""
         return next(self._numbers)

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from dtkit.compression import Compression
+from dtkit.engine.models import BY_DDP
 from dtkit.engine.reduce.compressors import Layout
 from dtkit.engine.reduce.memory import Memory
 from dtkit.engine.reduce.momentum import MomentumCorrection
@@ -70,6 +71,16 @@ class Wire:
         other = Wire(group, self.compression, self.on_sent, self.strategy)
         other.momentum, other.memory = self.momentum, self.memory
         return other
+
+    def not_used_by(self, name: str, reason: str) -> None:
+        """Raise if an optimizer's gradients were to be compressed, and travel elsewhere."""
+        # In DDP the compressors work as its hook.
+        if self.compression.name != "none" and reason != BY_DDP:
+            msg = (
+                f"--compress {self.compression}: {name} is left alone ({reason}), and what it "
+                "sends does not travel through dtkit: leave the flag out"
+            )
+            raise RuntimeError(msg)
 
     def layout_of(self, params: Sequence[torch.Tensor]) -> Layout:
         """Return the layout of these parameters' gradients: of one dtype, on one device."""

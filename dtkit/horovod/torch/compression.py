@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
+import torch  # noqa: TC002  Horovod users subclass what stands here
 
-__all__ = ["Compression", "Compressor"]
+from dtkit.compression import Compression as Method
+from dtkit.engine.reduce.compressors import bf16, fp16
+
+__all__ = ["Compression", "Compressor", "Remembering"]
 
 
 class Compressor:
@@ -56,18 +59,53 @@ class _CastCompressor(Compressor):
 class FP16Compressor(_CastCompressor):
     """Sends floating-point tensors as float16."""
 
-    dtype = torch.float16
+    dtype = fp16.Method.wire_dtype
 
 
 class BF16Compressor(_CastCompressor):
     """Sends floating-point tensors as bfloat16: float32's range, fewer digits."""
 
-    dtype = torch.bfloat16
+    dtype = bf16.Method.wire_dtype
+
+
+class Remembering(Compressor):
+    """One of dtkit's methods, which remember from step to step what they left out.
+
+    Only a `DistributedOptimizer` has steps, so only there can it be used.
+
+    Attributes:
+        method: as `--compress` names it.
+    """
+
+    def __init__(self, method: str) -> None:
+        self.method = Method.parse(method)
+
+    @staticmethod
+    def compress(tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """Refuse: a single tensor has no earlier one to remember."""
+        msg = (
+            "this compression remembers from step to step what it left out: give it to "
+            "hvd.DistributedOptimizer(compression=…); hvd.Compression.fp16 and bf16 work anywhere"
+        )
+        raise NotImplementedError(msg)
 
 
 class Compression:
-    """The compressors there are."""
+    """The compressors there are: Horovod's, and dtkit's."""
 
     none = NoneCompressor
     fp16 = FP16Compressor
     bf16 = BF16Compressor
+    int8 = Remembering("int8")
+    int4 = Remembering("int4")
+    sign = Remembering("sign")
+
+    @staticmethod
+    def topk(ratio: float) -> Remembering:
+        """Return the method that sends the largest `ratio` of the numbers."""
+        return Remembering(f"topk:{ratio}")
+
+    @staticmethod
+    def powersgd(rank: int) -> Remembering:
+        """Return the method that sends matrices of this rank in place of larger ones."""
+        return Remembering(f"powersgd:{rank}")

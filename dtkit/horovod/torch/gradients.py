@@ -22,12 +22,14 @@ from dtkit.horovod.context import Context, current
 from dtkit.horovod.engine import waited
 from dtkit.horovod.reduction import AllReduce, Op
 from dtkit.horovod.sets import number_of
+from dtkit.horovod.torch.compressed import Compressed
+from dtkit.horovod.torch.compression import Remembering
 from dtkit.horovod.torch.scattering import sparse_allreduce_async
+from dtkit.horovod.torch.slots import Bucket, Slot, dense, zero
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dtkit.horovod.controller import Handle
     from dtkit.horovod.sets import ProcessSet
     from dtkit.horovod.torch.compression import Compressor
 
@@ -44,57 +46,10 @@ class HowToReduce:
     """The arguments of a `DistributedOptimizer` that say how gradients are combined."""
 
     op: Op
-    compression: type[Compressor]
+    compression: type[Compressor] | Remembering
     scales: tuple[float, float]
     sparse_as_dense: bool
     process_set: ProcessSet
-
-
-class _Slot:
-    """One parameter's state since the last step."""
-
-    def __init__(self, name: str, param: torch.Tensor) -> None:
-        self.name = name
-        self.param = param
-        self.num_left = 1
-        self.is_done = False
-        self.is_now = False
-        """Whether it got a gradient in the pass that is going on."""
-        self.is_sparse = False
-        """Whether some rank had a sparse gradient: then it travels alone."""
-        self._reduced: weakref.ref[torch.Tensor] | None = None
-
-    def reset(self, num_passes: int) -> None:
-        self.num_left, self.is_done, self.is_now, self._reduced = num_passes, False, False, None
-
-    def note_done(self) -> None:
-        self.is_done = True
-        grad = self.param.grad
-        self._reduced = None if grad is None else weakref.ref(grad)
-
-    def is_cleared(self) -> bool:
-        """Return whether the gradient was thrown away since it was reduced, without a step."""
-        return self._reduced is None or self._reduced() is not self.param.grad
-
-
-class _Bucket:
-    """Parameters that are reduced by one collective."""
-
-    def __init__(self, number: int, slots: Sequence[_Slot]) -> None:
-        self.number = number
-        self.slots = list(slots)
-        self.handle: Handle | None = None
-        self.sent: AllReduce | None = None
-        self.packed: list[tuple[_Slot, Any]] = []
-
-        self.num_waiting = len(self.slots)
-        """Parameters that are not ready yet."""
-
-    def recount(self) -> None:
-        self.num_waiting = sum(slot.num_left > 0 for slot in self.slots)
-
-    def is_settled(self) -> bool:
-        return all(slot.is_done or not slot.param.requires_grad for slot in self.slots)
 
 
 class Gradients:
@@ -115,10 +70,13 @@ class Gradients:
         self._how = how
         self._num_passes = num_passes
         self._buckets = [
-            _Bucket(i, [_Slot(name, param) for name, param in bucket])
+            Bucket(i, [Slot(name, param) for name, param in bucket])
             for i, bucket in enumerate(buckets)
         ]
         self._bucket_of = {id(s.param): (b, s) for b in self._buckets for s in b.slots}
+        self.compressed: Compressed | None = None
+        if isinstance(how.compression, Remembering):
+            self.compressed = Compressed(how.compression, [s.param for s in self._slots()])
         self._pass: int | None = None
         self._number: tuple[Context, int] | None = None
         this = weakref.ref(self)  # a parameter must not keep alive what keeps it alive
@@ -183,7 +141,7 @@ class Gradients:
             waiting = [b for b in self._buckets if b.handle or not b.is_settled()]
             self._settle(waiting, is_final=False)
 
-    def _settle(self, waiting: Sequence[_Bucket], *, is_final: bool) -> None:
+    def _settle(self, waiting: Sequence[Bucket], *, is_final: bool) -> None:
         for bucket in waiting:
             if bucket.handle is None:
                 self._send(bucket, is_final=is_final)
@@ -193,29 +151,35 @@ class Gradients:
         waited(time.perf_counter() - begun_s)
 
     @torch.no_grad()
-    def _send(self, bucket: _Bucket, *, is_final: bool) -> None:
+    def _send(self, bucket: Bucket, *, is_final: bool) -> None:
         how, context = self._how, current()
         number = number_of(how.process_set)
         group = context.group_of(number)
         ready, sparse, tensors = [], [], []
+        is_dense = how.sparse_as_dense or self.compressed is not None
         bucket.packed = []
         for i, slot in enumerate(bucket.slots):
             grad = None if slot.is_done else slot.param.grad
-            if grad is not None and grad.is_sparse and not how.sparse_as_dense:
+            if grad is not None and grad.is_sparse and not is_dense:
                 sparse.append(i)
             if grad is not None and (slot.num_left <= 0 or slot.is_now or is_final):
                 ready.append(i)
             if not slot.is_sparse:
-                packed, ctx = how.compression.compress(_dense(grad, slot.param, i in sparse))
+                packed, ctx = dense(grad, slot.param, is_left_out=i in sparse), None
+                if self.compressed is None:
+                    packed, ctx = how.compression.compress(packed)
                 tensors.append(packed)
                 bucket.packed.append((slot, ctx))
         mark = {"ready": ready, "sparse": sparse, "final": is_final}
-        bucket.sent = AllReduce(tensors, how.op, group, scales=how.scales, mark=mark)
+        if self.compressed is None:
+            bucket.sent = AllReduce(tensors, how.op, group, scales=how.scales, mark=mark)
+        else:
+            bucket.sent = self.compressed.start(bucket.params(), tensors, group, mark)
         name = f"gradients.{self._own_number(context, number)}.{bucket.number}"
         bucket.handle = context.submit(number, "allreduce", name, bucket.sent)
 
     @torch.no_grad()
-    def _receive(self, bucket: _Bucket) -> None:
+    def _receive(self, bucket: Bucket) -> None:
         handle, sent = bucket.handle, bucket.sent
         bucket.handle = bucket.sent = None
         assert handle is not None  # noqa: S101  it was sent
@@ -225,10 +189,7 @@ class Gradients:
         ready = {i for mark in marks for i in mark["ready"]}
         for i in {i for mark in marks for i in mark["sparse"]}:
             bucket.slots[i].is_sparse = True
-        grads = {
-            id(slot): self._how.compression.decompress(result, ctx)
-            for result, (slot, ctx) in zip(results, bucket.packed, strict=True)
-        }
+        grads = self._unpacked(bucket, sent, results, ready)
         for i in sorted(ready):
             slot = bucket.slots[i]
             if not slot.is_done:
@@ -236,9 +197,22 @@ class Gradients:
         if all(mark["final"] for mark in marks):
             for slot in bucket.slots:
                 if not slot.is_done and slot.param.requires_grad:
-                    _zero(slot)
+                    zero(slot)
 
-    def _put(self, slot: _Slot, grad: torch.Tensor | None) -> None:
+    def _unpacked(
+        self, bucket: Bucket, sent: AllReduce, results: list[torch.Tensor], ready: set[int]
+    ) -> dict[int, torch.Tensor]:
+        if self.compressed is not None:
+            absent = [i for i, s in enumerate(bucket.slots) if s.is_done or i not in ready]
+            averages = self.compressed.finish(bucket.params(), results[0], sent.group, absent)
+            factor = sent.group.size() if self._how.op is Op.SUM else 1
+            return {id(s): factor * a for s, a in zip(bucket.slots, averages, strict=True)}
+        return {
+            id(slot): self._how.compression.decompress(result, ctx)
+            for result, (slot, ctx) in zip(results, bucket.packed, strict=True)
+        }
+
+    def _put(self, slot: Slot, grad: torch.Tensor | None) -> None:
         """Store a reduced gradient where the optimizer looks."""
         param = slot.param
         if slot.is_sparse:
@@ -271,7 +245,7 @@ class Gradients:
             self._number = (context, context.next_user(process_set))
         return self._number[1]
 
-    def _slots(self) -> list[_Slot]:
+    def _slots(self) -> list[Slot]:
         return [slot for bucket in self._buckets for slot in bucket.slots]
 
 
@@ -284,16 +258,3 @@ def _fire(this: weakref.ref[Gradients], param: torch.Tensor) -> None:
 def _remove(handles: list[Any]) -> None:
     for handle in handles:
         handle.remove()
-
-
-def _dense(grad: torch.Tensor | None, param: torch.Tensor, is_left_out: bool) -> torch.Tensor:
-    if grad is None or is_left_out:
-        return torch.zeros_like(param)
-    return grad.to_dense() if grad.is_sparse else grad
-
-
-def _zero(slot: _Slot) -> None:
-    """Let a parameter that no rank has used have a zero gradient, as Horovod does."""
-    if slot.param.grad is None and not slot.is_sparse:
-        slot.param.grad = torch.zeros_like(slot.param)
-    slot.note_done()

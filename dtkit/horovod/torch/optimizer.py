@@ -17,7 +17,7 @@ from dtkit.horovod.reduction import Op
 from dtkit.horovod.sets import ProcessSet, global_process_set
 from dtkit.horovod.torch.adasum import DeltaMixin
 from dtkit.horovod.torch.basics import size
-from dtkit.horovod.torch.compression import Compression, Compressor
+from dtkit.horovod.torch.compression import Compression, Compressor, Remembering
 from dtkit.horovod.torch.gradients import Gradients, HowToReduce
 
 if TYPE_CHECKING:
@@ -49,6 +49,10 @@ class DistributedMixin:
         self._parameter_names = {param: name for name, param in named}
         self._gradients = gradients
         self.backward_passes_per_step = passes
+        compressed = None if gradients is None else gradients.compressed
+        self._momentum = None if compressed is None else compressed.momentum
+        if self._momentum is not None:
+            self._momentum.made(self)  # type: ignore[arg-type]  # the user's class is an Optimizer
 
     def synchronize(self) -> None:
         """Wait until the gradients are combined, also those of unused parameters.
@@ -82,12 +86,21 @@ class DistributedMixin:
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Combine what is not combined yet, and let the optimizer step."""
         __tracebackhide__ = True
+        if self._momentum is not None and closure is not None:
+            msg = "hvd.Compression.topk applies the momentum itself: step() without a closure"
+            raise NotImplementedError(msg)
         if self._should_synchronize and closure is None:
             if self._is_synchronized:
                 warnings.warn(_STEP_AFTER_SYNCHRONIZE, stacklevel=2)
             self.synchronize()
         self._is_synchronized = False
-        result = super().step(self._wrapped(closure))  # type: ignore[misc]  # the user's class
+        if self._momentum is not None:
+            self._momentum.suspend(self)  # type: ignore[arg-type]
+        try:
+            result = super().step(self._wrapped(closure))  # type: ignore[misc]  # the user's class
+        finally:
+            if self._momentum is not None:
+                self._momentum.resume(self)  # type: ignore[arg-type]
         if self._gradients is not None:
             self._gradients.reset()
         return result
@@ -134,7 +147,7 @@ class DistributedMixin:
 def DistributedOptimizer(  # noqa: N802  Horovod's name
     optimizer: Optimizer,
     named_parameters: Iterable[tuple[str, torch.Tensor]] | None = None,
-    compression: type[Compressor] = Compression.none,
+    compression: type[Compressor] | Remembering = Compression.none,
     backward_passes_per_step: int = 1,
     op: Op = Op.AVERAGE,
     gradient_predivide_factor: float = 1.0,
@@ -148,7 +161,8 @@ def DistributedOptimizer(  # noqa: N802  Horovod's name
     Args:
         optimizer: its options are taken over, and its parameters; not its state.
         named_parameters: of the model, all that the optimizer has.
-        compression: what gradients travel as.
+        compression: what gradients travel as; int8, int4, sign, topk(ratio) and powersgd(rank)
+            are dtkit's own, and let sparse gradients travel as dense ones.
         backward_passes_per_step: passes whose gradients are summed, not averaged.
         op: Average, Sum, or Adasum, which combines what the steps would change.
         gradient_predivide_factor: divides before the sum, and multiplies after.
@@ -162,6 +176,9 @@ def DistributedOptimizer(  # noqa: N802  Horovod's name
     """
     if gradient_predivide_factor != 1.0 and op is not Op.AVERAGE:
         msg = "gradient_predivide_factor needs op=hvd.Average"
+        raise ValueError(msg)
+    if isinstance(compression, Remembering) and op not in (Op.AVERAGE, Op.SUM):
+        msg = "this compression averages: it goes with op=hvd.Average or hvd.Sum"
         raise ValueError(msg)
     named = _names(optimizer, named_parameters)
     made = _same_class(optimizer, DeltaMixin if op is Op.ADASUM and size() > 1 else None)

@@ -1,4 +1,4 @@
-"""One bit a number, with a scale for each 1024: about a thirtieth of the bytes."""
+"""One bit a number, with a scale for each 256: a twenty-eighth of the bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dtkit.engine.reduce.compressors.base import Feedback
 
 __all__ = ["Method"]
 
-_CHUNK = 1024
+_CHUNK = 256
 
 
 class Method(Feedback):
