@@ -30,6 +30,8 @@ _GRACE_S = 0.02
 """How long other ranks may take to fail by themselves, as all do when the cell is wrong."""
 _ANSWER_S = 1.0
 """How long a rank may take to answer one measure before the next, harder one."""
+_PARKED_S = 0.2
+"""How long after its connections were cut a rank may take to come out of its collective."""
 _ABANDON_TIMEOUT_S = 5.0
 _POLL_S = 0.01
 _STOPPED = "RunStopped"
@@ -74,6 +76,7 @@ class Supervisor:
         self._released_s = 0.0
         self._failed_s: float | None = None
         self._num_served = 0
+        self._is_cut_hard = False
         self._is_pressed = False
 
     @property
@@ -255,7 +258,8 @@ class Supervisor:
 
     def _press_on(self, ranks: tuple[int, ...]) -> None:
         """See to ranks that were freed and go on: they are in Python, or answer nothing."""
-        is_late = time.monotonic() - self._released_s > _ANSWER_S
+        waited_s = time.monotonic() - self._released_s
+        is_late = waited_s > _ANSWER_S
         num_asked = self._requests.num_interrupts  # the next may come while this one is served
         has_asked = num_asked > self._num_served
         if has_asked and self._num_served > 1 and is_late:
@@ -263,9 +267,12 @@ class Supervisor:
             self._engines.signal(signal.SIGKILL, ranks)
         elif has_asked:
             self._interrupt(ranks)
+        if waited_s > _PARKED_S and not self._is_cut_hard:
+            self._is_cut_hard = True
+            # A peer that was killed can leave a send parked that the first cut does not wake.
+            self._cut(ranks, is_hard=True)
         if is_late and not self._is_pressed:
             self._is_pressed = True
-            # A peer that was killed can leave a send parked that the first cut does not wake.
             self._cut(ranks, is_hard=True)
             self._interrupt(ranks)
         self._num_served = num_asked

@@ -7,6 +7,7 @@ import gc
 import os
 import platform
 import socket
+import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from dtkit.engine import replicas, status, where
+from dtkit.engine import memory, replicas, status, where
 from dtkit.engine.agent import agent, install
 from dtkit.engine.links import Links
 from dtkit.engine.shell import current_shell
@@ -134,6 +135,8 @@ def leave() -> None:
         return
     group.patches.close()
     group.links.close()
+    # The last failed cell's frames hold it otherwise, with its threads and connections.
+    memory.forget_frames(getattr(sys, "last_value", None))
     owner.detached += replicas.detach()
     default = dist.group.WORLD
     if dist.is_initialized():

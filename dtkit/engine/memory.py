@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from dtkit.engine.agent import Agent
 
-__all__ = ["install", "is_out_of_memory"]
+__all__ = ["forget_frames", "install", "is_out_of_memory"]
 
 _NAMES = ("OutOfMemoryError", "MemoryError")
 _TEXT = re.compile(r"DefaultCPUAllocator|can't allocate memory|CUDA out of memory|ALLOC_FAILED")
@@ -43,6 +43,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether memory, of the host or of a GPU, was what it lacked."""
     name = type(error).__name__
     return name in _NAMES or (name == "RuntimeError" and bool(_TEXT.search(str(error))))
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """Forget the variables of the functions that an error came through; it can still be shown."""
+    for each in _chain(error):
+        _let_go(each.__traceback__)
 
 
 class _Guard:
@@ -73,8 +79,8 @@ class _Guard:
         error = getattr(result, "error_in_exec", None)
         if error is None or not (error is told or is_out_of_memory(error)):
             return
+        forget_frames(error)
         for each in _chain(error):
-            _let_go(each.__traceback__)
             each.__traceback__ = None
         for name in ("last_type", "last_value", "last_traceback", "last_exc"):
             if hasattr(sys, name):
@@ -136,7 +142,7 @@ def _let_go(tb: TracebackType | None) -> None:
         tb = tb.tb_next
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """Yield an error and those that it came from."""
     seen: set[int] = set()
     pending: list[BaseException | None] = [error]

@@ -6,7 +6,7 @@ import ast
 from typing import TYPE_CHECKING
 
 import pytest
-from test_faults import SETUP
+from test_faults import FORWARD, IN_BACKWARD, MAKING_A_GROUP, SETUP, fail
 
 if TYPE_CHECKING:
     import dtkit
@@ -32,3 +32,12 @@ def test_rebuilds_leave_nothing_behind(session2: dtkit.Session) -> None:
         if i == WARM:
             before = held(session2)
     assert held(session2) == before
+
+
+@pytest.mark.parametrize("cell", [FORWARD, IN_BACKWARD, MAKING_A_GROUP])
+def test_a_failed_cell_keeps_no_dead_group(session2: dtkit.Session, cell: str) -> None:
+    session2.execute("import os\n" + SETUP)
+    session2.reset_group()
+    before = [num_threads for _, num_threads in held(session2)]
+    fail(session2, cell)
+    assert [num_threads for _, num_threads in held(session2)] == before

@@ -29,23 +29,20 @@ __all__ = ["Checkpoints", "make"]
 
 
 class Checkpoints(Part):
-    """Takes checkpoints of a run, and lets it go on from one.
+    """Takes checkpoints of a run when asked, and lets it go on from one.
 
-    One that is due after a step is taken when the next batch has come: by then
-    the cell's own end of the step, and of the epoch, has been done.
+    Every run has it, so it sees one moment of a step only.
 
     Args:
         run: the run.
-        every: steps between two checkpoints; 0: only when asked.
         keep: how many are kept.
         resume: the checkpoint that the cell shall go on from; "": none.
     """
 
-    def __init__(self, run: ActiveRun, *, every: int, keep: int, resume: str) -> None:
+    def __init__(self, run: ActiveRun, *, keep: int, resume: str) -> None:
         self.keep = keep
         self.resume_from = Path(resume) if resume else None
         self._run = run
-        self._every = every
         self._folder = run.dir / FOLDER
         self._ranks = Ranks(run.group)
         self._writer = Writer(self._folder, keep, self._ranks, self._ended)
@@ -53,9 +50,6 @@ class Checkpoints(Part):
         # Neither keeps alive what the cell has done with.
         self._optimizers: dict[int, ref[Optimizer]] = {}
         self._names: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
-        self._mark: dict[str, Any] | None = None
-        self._is_due = False
-        self._num_since = 0
         self._pending: Pending | None = None
 
     def register(self, objects: dict[str, Any]) -> None:
@@ -99,7 +93,6 @@ class Checkpoints(Part):
             self._run.wire.before_collective()
         if self._run.recipe.is_free:  # a number that all agree on: each has made its own steps
             mark["step"] = max(self._ranks.together(lambda: mark["step"]))
-        self._mark, self._is_due, self._num_since = None, False, 0
         extra = {**mark, "stepping": self._run.stepping.state(_optimizers(objects))}
         self._pending = self._writer.save(objects, extra, step=mark["step"], epoch=mark["epoch"])
         return self._pending
@@ -118,33 +111,8 @@ class Checkpoints(Part):
         if known is None or known() is not optimizer:
             self._optimizers[id(optimizer)] = ref(optimizer)
 
-    def after_step(self, optimizer: Optimizer, step: int) -> None:  # noqa: ARG002
-        """See whether a checkpoint is due."""
-        self._num_since += 1
-        if self._every and self._run.position.step % self._every == 0:
-            self._is_due = True
-            self._mark = self._run.position.state()
-
-    def before_batch(self) -> None:
-        """Note the state that a checkpoint shall have: drawing the batch changes it."""
-        if self._is_due:
-            self._mark = self._run.position.state()
-
-    def saw_batch(self, wait_s: float) -> None:  # noqa: ARG002
-        """Take the checkpoint that is due."""
-        if self._is_due:
-            self._try()
-
-    def before_backward(self) -> None:
-        """Take the checkpoint that is due, in a cell that reads no DataLoader."""
-        if self._is_due:
-            self._try()
-
     def end(self, state: str) -> None:
-        """Take a last checkpoint unless the cell failed, and wait until all are written."""
-        if state != "failed" and self._every and self._num_since and (self._given or self._find()):
-            self._mark = None
-            self._try()
+        """Wait until all are written, unless the cell failed, and say which there are."""
         if self._pending is not None and state != "failed":
             with contextlib.suppress(CheckpointError):  # `_ended` has told it
                 self._pending.wait()
@@ -153,13 +121,6 @@ class Checkpoints(Part):
             names = ", ".join(Manifest.read(kept[-1]).names)
             noun = "checkpoint" if len(kept) == 1 else "checkpoints"
             self._say(f"{len(kept)} {noun} of {names} in {self._folder}, newest {kept[-1].name}")
-
-    def _try(self) -> None:
-        mark, self._is_due = self._mark, False
-        try:
-            self.take({}, mark)
-        except CheckpointError as error:
-            self._say(f"the checkpoint was not written: {error}; training goes on")
 
     def _find(self) -> dict[str, Any]:
         live = [optimizer for known in self._optimizers.values() if (optimizer := known())]
@@ -184,7 +145,70 @@ def _optimizers(objects: dict[str, Any]) -> dict[str, Optimizer]:
     return {name: thing for name, thing in objects.items() if isinstance(thing, Optimizer)}
 
 
+class Periodic(Checkpoints):
+    """Takes one every so many steps too.
+
+    One that is due after a step is taken when the next batch has come: by then
+    the cell's own end of the step, and of the epoch, has been done.
+
+    Args:
+        every: steps between two checkpoints.
+        options: as of `Checkpoints`.
+    """
+
+    def __init__(self, run: ActiveRun, *, every: int, **options: Any) -> None:
+        super().__init__(run, **options)
+        self._every = every
+        self._mark: dict[str, Any] | None = None
+        self._is_due = False
+        self._num_since = 0
+
+    def take(self, objects: dict[str, Any], mark: dict[str, Any] | None = None) -> Pending:
+        """Begin to write one; the next is due so many steps later."""
+        self._mark, self._is_due, self._num_since = None, False, 0
+        return super().take(objects, mark)
+
+    def after_step(self, optimizer: Optimizer, step: int) -> None:  # noqa: ARG002
+        """See whether a checkpoint is due."""
+        self._num_since += 1
+        if self._run.position.step % self._every == 0:
+            self._is_due = True
+            self._mark = self._run.position.state()
+
+    def before_batch(self) -> None:
+        """Note the state that a checkpoint shall have: drawing the batch changes it."""
+        if self._is_due:
+            self._mark = self._run.position.state()
+
+    def saw_batch(self, wait_s: float) -> None:  # noqa: ARG002
+        """Take the checkpoint that is due."""
+        if self._is_due:
+            self._try()
+
+    def before_backward(self) -> None:
+        """Take the checkpoint that is due, in a cell that reads no DataLoader."""
+        if self._is_due:
+            self._try()
+
+    def end(self, state: str) -> None:
+        """Take a last one unless the cell failed."""
+        if state != "failed" and self._num_since and (self._given or self._find()):
+            self._mark = None
+            self._try()
+        super().end(state)
+
+    def _try(self) -> None:
+        mark, self._is_due = self._mark, False
+        try:
+            self.take({}, mark)
+        except CheckpointError as error:
+            self._say(f"the checkpoint was not written: {error}; training goes on")
+
+
 def make(run: ActiveRun, *, every: int, keep: int, resume: str) -> Part:
     """Return the checkpoints of a run."""
-    run.checkpoints = Checkpoints(run, every=every, keep=keep, resume=resume)
+    if every:
+        run.checkpoints = Periodic(run, every=every, keep=keep, resume=resume)
+    else:
+        run.checkpoints = Checkpoints(run, keep=keep, resume=resume)
     return run.checkpoints
