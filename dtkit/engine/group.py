@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+# Before there is a group: its functions have the one that exists then as their default, for ever.
+import torch.distributed.nn.functional
+
 from dtkit.engine import memory, replicas, status, where
 from dtkit.engine.agent import agent, install
 from dtkit.engine.links import Links

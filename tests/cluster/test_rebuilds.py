@@ -34,6 +34,13 @@ def test_rebuilds_leave_nothing_behind(session2: dtkit.Session) -> None:
     assert held(session2) == before
 
 
+def test_functions_of_torch_follow_the_rebuilt_group(session2: dtkit.Session) -> None:
+    session2.execute("import torch\nfrom torch.distributed.nn.functional import all_reduce")
+    session2.reset_group()
+    found = session2.execute("float(all_reduce(torch.ones(1)))").results
+    assert found == {0: "2.0", 1: "2.0"}
+
+
 @pytest.mark.parametrize("cell", [FORWARD, IN_BACKWARD, MAKING_A_GROUP])
 def test_a_failed_cell_keeps_no_dead_group(session2: dtkit.Session, cell: str) -> None:
     session2.execute("import os\n" + SETUP)
