@@ -139,7 +139,7 @@ def leave() -> None:
     group.patches.close()
     group.links.close()
     # The last failed cell's frames hold it otherwise, with its threads and connections.
-    memory.forget_frames(getattr(sys, "last_value", None))
+    memory.forget_last_error(getattr(sys, "last_value", None))
     owner.detached += replicas.detach()
     default = dist.group.WORLD
     if dist.is_initialized():

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from dtkit.engine.agent import Agent
 
-__all__ = ["forget_frames", "install", "is_out_of_memory"]
+__all__ = ["forget_last_error", "install", "is_out_of_memory"]
 
 _NAMES = ("OutOfMemoryError", "MemoryError")
 _TEXT = re.compile(r"DefaultCPUAllocator|can't allocate memory|CUDA out of memory|ALLOC_FAILED")
@@ -45,10 +45,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     return name in _NAMES or (name == "RuntimeError" and bool(_TEXT.search(str(error))))
 
 
-def forget_frames(error: BaseException | None) -> None:
-    """Forget the variables of the functions that an error came through; it can still be shown."""
+def forget_last_error(error: BaseException | None) -> None:
+    """Let go of the frames that an error came through; it has been shown.
+
+    Args:
+        error: the last one, None if there was none.
+    """
     for each in _chain(error):
         _let_go(each.__traceback__)
+        # A frame without variables holds its function still, and that what it closes over.
+        each.__traceback__ = None
+    for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+        if hasattr(sys, name):
+            delattr(sys, name)
 
 
 class _Guard:
@@ -79,12 +88,7 @@ class _Guard:
         error = getattr(result, "error_in_exec", None)
         if error is None or not (error is told or is_out_of_memory(error)):
             return
-        forget_frames(error)
-        for each in _chain(error):
-            each.__traceback__ = None
-        for name in ("last_type", "last_value", "last_traceback", "last_exc"):
-            if hasattr(sys, name):
-                delattr(sys, name)
+        forget_last_error(error)
         gc.collect()
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_initialized():

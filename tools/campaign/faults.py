@@ -36,6 +36,8 @@ def die(how):
         os.kill(os.getpid(), signal.SIGKILL)
     elif how == 'segfault':
         ctypes.string_at(0)
+    elif how == 'memory':
+        torch.ones(2**60)
     else:
         os._exit(3)
 
@@ -103,14 +105,17 @@ class Fault:
         body: the cell's; `{step}` is a random number.
         ends: `raised` (the rank's error ends the cell), `died` (its engine does),
             or `stopped` (the user does, and no error is shown).
+        ename: the error's type, if one is raised.
         acts: what the driver does and when, in seconds after the ranks have begun:
-            `press` (Interrupt), `now` (`%dist_stop --now`) or `kill` (SIGKILL of the rank).
+            `press` (Interrupt), `now` (`%dist_stop --now`), `kill` (SIGKILL of the rank)
+            or `suspend` (SIGSTOP of it).
         is_run: whether the cell trains under `%%dist_train`.
         ends_rank: whether the rank's engine has to be ended.
     """
 
     body: str
     ends: str = "raised"
+    ename: str = "ValueError"
     acts: tuple[tuple[float, str], ...] = ()
     is_run: bool = False
     ends_rank: bool = False
@@ -131,44 +136,68 @@ FAULTS: dict[str, Fault] = {
         "    if is_me and i == {step}: fail()\n    dist.all_reduce(batch[0])"
     ),
     "raise while others compute": Fault("if is_me: fail()\nwhile True: step_of = sum(range(99))"),
-    "stop now in a run": Fault(
-        _PLAIN.replace("{fault}", _NOTHING), "stopped", ((0.3, "now"),), is_run=True
+    "out of memory": Fault(_DDP.replace("{fault}", "die('memory')"), ename="RuntimeError"),
+    "out of memory in a run": Fault(
+        _PLAIN.replace("{fault}", "die('memory')"), ename="RuntimeError", is_run=True
     ),
-    "interrupt in Python": Fault("while True: pass", "stopped", ((0.2, "press"), (0.4, "press"))),
+    "a loss that is not finite": Fault(
+        _PLAIN.replace("{fault}", "note()\n        loss = loss * float('nan')"),
+        ename="NonFiniteLossError",
+        is_run=True,
+    ),
+    "stop now in a run": Fault(
+        _PLAIN.replace("{fault}", _NOTHING), "stopped", acts=((0.3, "now"),), is_run=True
+    ),
+    "interrupt in Python": Fault(
+        # Not `pass`: Python 3.11 can leave such a loop without its `finally`.
+        "while True: step_of = sum(range(99))",
+        "stopped",
+        acts=((0.2, "press"), (0.4, "press")),
+    ),
     "interrupt in a C extension": Fault(
         "re.match(r'(a?){28}a{28}$', 'a' * 27 + 'b')\nwhile True: time.sleep(9)",
         "stopped",
-        ((0.2, "press"), (0.4, "press")),
+        acts=((0.2, "press"), (0.4, "press")),
     ),
     "interrupt in a collective": Fault(
         "dist.recv(torch.ones(1), src=(rank + 1) % world_size)",
         "stopped",
-        ((0.2, "press"), (0.4, "press")),
+        acts=((0.2, "press"), (0.4, "press")),
     ),
     "interrupt twice in a run": Fault(
         _PLAIN.replace("{fault}", "dist.recv(torch.ones(1), src=(rank + 1) % world_size)"),
         "stopped",
-        ((0.3, "press"), (0.5, "press")),
+        acts=((0.3, "press"), (0.5, "press")),
         is_run=True,
     ),
     "a rank ignores interrupts": Fault(
         "while is_me:\n    try:\n        time.sleep(9)\n    except KeyboardInterrupt: pass\n"
         "dist.barrier()",
         "stopped",
-        ((0.2, "press"), (0.4, "press"), (2.0, "press"), (3.5, "press")),
+        acts=((0.2, "press"), (0.4, "press"), (2.0, "press"), (3.5, "press")),
         ends_rank=True,
     ),
     "a rank holds the GIL": Fault(
         "if is_me: sum(itertools.repeat(1, 10**12))\ndist.barrier()",
         "stopped",
-        ((0.2, "press"), (0.4, "press"), (3.0, "press"), (4.5, "press")),
+        acts=((0.2, "press"), (0.4, "press"), (3.0, "press"), (4.5, "press")),
+        ends_rank=True,
+    ),
+    "a rank is suspended": Fault(
+        _DDP.replace("{fault}", _NOTHING),
+        "stopped",
+        acts=((0.2, "suspend"), (0.4, "press"), (0.6, "press"), (3.0, "press"), (4.5, "press")),
         ends_rank=True,
     ),
     "SIGKILL from outside": Fault(
-        _DDP.replace("{fault}", _NOTHING), "died", ((0.3, "kill"),), ends_rank=True
+        _DDP.replace("{fault}", _NOTHING), "died", acts=((0.3, "kill"),), ends_rank=True
     ),
     "SIGKILL in a run": Fault(
-        _PLAIN.replace("{fault}", _NOTHING), "died", ((0.4, "kill"),), is_run=True, ends_rank=True
+        _PLAIN.replace("{fault}", _NOTHING),
+        "died",
+        acts=((0.4, "kill"),),
+        is_run=True,
+        ends_rank=True,
     ),
     "segmentation fault": Fault(_DDP.replace("{fault}", "die('segfault')"), "died", ends_rank=True),
     "SIGKILL by itself": Fault(_DDP.replace("{fault}", "die('kill')"), "died", ends_rank=True),

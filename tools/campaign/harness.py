@@ -15,6 +15,7 @@ from faults import CELL, FAULTS, SETUP, VERIFY
 
 import dtkit
 from dtkit.errors import DtkitError, RankError
+from dtkit.options import RunOptions
 
 if TYPE_CHECKING:
     import random
@@ -122,7 +123,7 @@ class Rig:
             "{body}", textwrap.indent(body.strip("\n"), "    ")
         )
         if fault.is_run:
-            run, steps = self.session.training(cell)
+            run, steps = self.session.training(cell, options=RunOptions(on_nan="stop"))
             requests = run.requests
         else:
             _, requests, steps = self.session.running(cell)
@@ -135,7 +136,7 @@ class Rig:
             trial.is_detected = fault.ends == "stopped"
         except RankError as error:
             trial.text = str(error)
-            ename = {"raised": "ValueError", "died": "EngineDied"}.get(fault.ends)
+            ename = {"raised": fault.ename, "died": "EngineDied"}.get(fault.ends)
             trial.is_detected = [(f.rank, f.ename) for f in error.causes] == [(rank, ename)]
         except DtkitError as error:
             trial.text = str(error)
@@ -197,10 +198,14 @@ class _Deeds:
         return is_hung
 
     def _do(self, act: str) -> None:
-        self.times_s.append(time.time())
+        if act != "suspend":  # it frees nobody
+            self.times_s.append(time.time())
+        pid = self.session.facts[self.rank]["pid"]
         if act == "press":
             self.requests.interrupt()
         elif act == "now":
             self.requests.stop_now()
+        elif act == "suspend":
+            os.kill(pid, signal.SIGSTOP)
         else:
-            os.kill(self.session.facts[self.rank]["pid"], signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
