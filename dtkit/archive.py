@@ -21,6 +21,7 @@ import psutil
 from dtkit.errors import InvalidInputError
 from dtkit.events import LogBatch, Note, RankEnded, StepBatch, decode
 from dtkit.followed import replay_output
+from dtkit.guard.record import RankRun, find_records
 from dtkit.options import RunOptions
 from dtkit.recipe import Recipe
 from dtkit.run import Run
@@ -69,8 +70,10 @@ class Runs(Mapping[str, Run]):
         """
         folders = [self._find(name) for name in names]
         for folder in folders:
-            if _is_going_on(read_facts(folder)):
-                msg = f"run {folder.name!r} goes on: end it with %dist_stop, then delete it"
+            holder = _session_of(folder)
+            if holder or _has_driver(read_facts(folder)):
+                first = f"%dist_init --attach {holder}, then " if holder else ""
+                msg = f"run {folder.name!r} goes on: {first}%dist_stop ends it, then delete it"
                 raise InvalidInputError(msg)
         for folder in folders:
             shutil.rmtree(folder)
@@ -93,7 +96,7 @@ class Runs(Mapping[str, Run]):
             hint = f"; did you mean {close[0]}?" if close else "; %dist_runs lists them"
             msg = f"no run {name!r} in {self.folder}{hint}"
             raise InvalidInputError(msg)
-        return self.folder / name
+        return (self.folder / name).resolve()
 
     def _repr_mimebundle_(self, **_kwargs: Any) -> dict[str, str]:
         from dtkit._runstable import runs_bundle
@@ -157,7 +160,7 @@ def load(folder: str | Path) -> Run:
     replay_output(run)
     for note in facts.notes:
         run.replay(Note(facts.ranks[0], note))
-    if not _is_going_on(facts):
+    if not _has_driver(facts) and not _session_of(folder):
         state, error = _ending(facts, ended)
         run.replay_end(state, error, facts.start_unix_s + last_s)
     return run
@@ -177,7 +180,17 @@ def open_run(facts: RunFacts) -> Run:
     )
 
 
-def _is_going_on(facts: RunFacts) -> bool:
+def _session_of(folder: Path) -> str:
+    """Return the session without a kernel where the run goes on; empty if it does in none."""
+    for record in find_records():
+        for run in RankRun.read_all(record.dir).values():
+            is_there = Path(run.dir) == folder and run.state == "running"
+            if is_there and record.is_orphan and run.process.is_alive:
+                return record.id
+    return ""
+
+
+def _has_driver(facts: RunFacts) -> bool:
     """Return whether the run is not over and the kernel that drives it is alive."""
     if facts.state in _OVER:
         return False

@@ -151,7 +151,7 @@ class SessionCore:
             msg = f"{Registry.session} is open; %dist_shutdown ends it"
             raise DtkitError(msg)
         begun_s = time.monotonic()
-        cluster = AttachedCluster(choose_orphan(session_id).dir)
+        cluster = AttachedCluster(choose_orphan(session_id).dir, _PRELOAD)
         session = cls(cluster)
         try:
             session.facts.update(session._group.take_over())

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import ipyparallel as ipp
 
+from dtkit.cluster.deaths import exit_text
 from dtkit.cluster.engines import Engines
 from dtkit.cluster.host import HostCluster
+from dtkit.cluster.watching import EndWatch
 from dtkit.errors import InvalidInputError, StartError
 from dtkit.guard.record import SessionRecord, locked
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from dtkit.guard.processes import Identity
 
 __all__ = ["AttachedCluster"]
 
@@ -26,17 +32,19 @@ class AttachedCluster(HostCluster):
 
     Args:
         folder: the session's.
+        preload: modules that engines import while they start.
 
     Raises:
         InvalidInputError: it has ended, or another kernel has it.
         StartError: its controller does not answer.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, preload: Sequence[str] = ()) -> None:
+        self._watch: EndWatch | None = None
         try:
             with locked(folder):
                 self._found = _free_record(folder)
-                super().__init__(self._found.taken_over())
+                super().__init__(self._found.taken_over(), preload)
         except FileNotFoundError:
             msg = f"session {folder.name} has ended meanwhile; start anew with %dist_init"
             raise InvalidInputError(msg) from None
@@ -56,12 +64,31 @@ class AttachedCluster(HostCluster):
         self.engines.note_missing()
         if self.record.guardian is None or not self.record.guardian.is_alive:
             self.post_guardian()
+        self._watch = EndWatch(self._ends())
+
+    def leave(self) -> None:
+        """Disconnect; the session lives on for its lease."""
+        if self._watch is not None:
+            self._watch.close()
+        super().leave()
 
     def give_back(self) -> None:
         """Leave the session as it was found, to be taken over again or ended."""
         self.leave()
         with contextlib.suppress(FileNotFoundError):  # it has ended meanwhile
             replace(self.record, driver=self._found.driver, owner=self._found.owner).write()
+
+    def _ends(self) -> dict[Identity, Callable[[], None]]:
+        """Return what is to be done when a process ends that an earlier kernel started."""
+        ends: dict[Identity, Callable[[], None]] = {}
+        for slot in self.slots:
+            process = self._engine(slot.engine)
+            if process is not None:
+                ends[process] = partial(self._engine_ended, slot.engine, process.pid)
+        controller = self._controller()
+        if controller is not None:
+            ends[controller] = partial(self._break_down, exit_text(None))
+        return ends
 
 
 def _free_record(folder: Path) -> SessionRecord:

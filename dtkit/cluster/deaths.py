@@ -7,8 +7,12 @@ import os
 import re
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["end_session", "exit_text", "last_words", "num_oom_kills"]
 
@@ -25,14 +29,13 @@ def exit_text(code: int | None, oom_kills: tuple[int, int] = (0, 0)) -> str:
         code: as `subprocess` gives it, negative for a signal; None if unknown.
         oom_kills: `num_oom_kills` at an earlier time, and now.
     """
+    if code in (None, -signal.SIGKILL) and oom_kills[1] > oom_kills[0]:
+        return f"was killed by {signal.SIGKILL.name}: the system ran out of memory"
     if code is None:
         return "ended"
     if code >= 0:
         return f"ended with exit code {code}"
-    name = signal.Signals(-code).name
-    if code == -signal.SIGKILL and oom_kills[1] > oom_kills[0]:
-        return f"was killed by {name}: the system ran out of memory"
-    return f"was killed by {name}"
+    return f"was killed by {signal.Signals(-code).name}"
 
 
 def last_words(log: str) -> str:
@@ -45,14 +48,28 @@ def last_words(log: str) -> str:
 
 
 def num_oom_kills() -> int:
-    """Return how often the system has killed a process of this control group for its memory."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            if line.startswith("0::"):
-                path = Path("/sys/fs/cgroup") / line[4:].strip().lstrip("/") / "memory.events"
-                events = dict(row.split() for row in path.read_text().splitlines())
-                return int(events.get("oom_kill", 0))
+    """Return how often the system has killed a process of this control group for its memory.
+
+    Where no group counts them, how often it has killed any process.
+    """
+    for path in _oom_counters():
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            rows = dict(row.split() for row in path.read_text().splitlines())
+            return int(rows["oom_kill"])
     return 0
+
+
+def _oom_counters() -> Iterator[Path]:
+    """Yield the files that count such kills, the most exact first."""
+    groups = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if "memory" in controllers.split(","):  # control groups of version 1
+                yield groups / "memory" / path.lstrip("/") / "memory.oom_control"
+            elif not controllers:
+                yield groups / path.lstrip("/") / "memory.events"
+    yield Path("/proc/vmstat")
 
 
 def end_session(leader: int) -> None:

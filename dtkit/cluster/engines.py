@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from dtkit.cluster._remote import call_by_name
 from dtkit.cluster.execution import Execution, call_failure
+from dtkit.cluster.roster import Roster
 from dtkit.errors import (
     ClosedError,
     ClusterDiedError,
     DtkitError,
-    EngineDiedError,
     RankError,
 )
 
@@ -34,7 +34,7 @@ _POLL_S = 0.1
 """How often a wait looks whether whom it waits for is still there."""
 
 
-class Engines:
+class Engines(Roster):
     """All engines of one cluster, addressed by rank. Safe to use from any thread.
 
     Args:
@@ -43,71 +43,13 @@ class Engines:
     """
 
     def __init__(self, client: Any, slots: Sequence[Slot]) -> None:
-        self._client = client
-        self._engine_of = {slot.rank: slot.engine for slot in slots}
-        self._rank_of = {slot.engine: slot.rank for slot in slots}
-        self._lost: dict[int, str] = {}
-        self._broken = ""
+        super().__init__(client, slots)
         self._is_closed = False
-        self._wake: Callable[[], None] = lambda: None
-        client._registration_callbacks.append(self._on_registration)  # noqa: SLF001  no public way
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """Every rank, alive or not."""
-        return tuple(sorted(self._engine_of))
-
-    @property
-    def lost(self) -> tuple[int, ...]:
-        """Ranks whose engine has gone."""
-        return tuple(sorted(self._lost))
-
-    def death_of(self, rank: int) -> str:
-        """Return how a rank's engine ended, with its last words."""
-        return self._lost.get(rank, "its engine ended")
-
-    @property
-    def broken(self) -> str:
-        """Why no engine can be reached any more; empty if they can."""
-        return self._broken
-
-    def note_death(self, rank: int, text: str) -> None:
-        """Count a rank's engine as lost."""
-        self._lost[rank] = text
-        self._wake()
-
-    def note_return(self, ranks: Iterable[int]) -> None:
-        """Count ranks as there again: each has a new engine."""
-        for rank in ranks:
-            self._lost.pop(rank, None)
-
-    def note_breakdown(self, text: str) -> None:
-        """Note that no engine can be reached any more; what waits for one is told."""
-        self._broken = text
-        for rank in self._engine_of:
-            self._lost.setdefault(rank, text)
-        self._wake()
 
     @property
     def is_closed(self) -> bool:
         """Whether the connection was closed."""
         return self._is_closed
-
-    def are_registered(self, ranks: Iterable[int] | None = None) -> bool:
-        """Whether the engines of these ranks (all by default) are known to the controller."""
-        wanted = {self._engine_of[rank] for rank in (self.ranks if ranks is None else ranks)}
-        return wanted <= set(self._client.ids)
-
-    def are_gone(self, ranks: Iterable[int]) -> bool:
-        """Whether the controller has forgotten the engines of these ranks."""
-        return not {self._engine_of[rank] for rank in ranks} & set(self._client.ids)
-
-    def note_missing(self) -> None:
-        """Count engines that are not registered now as lost: for a cluster that was running."""
-        there = set(self._client.ids)
-        for rank, engine in self._engine_of.items():
-            if engine not in there:
-                self._lost.setdefault(rank, "its engine ended before this kernel attached")
 
     def call(
         self,
@@ -135,6 +77,8 @@ class Engines:
         self._check_alive(ranks)
         pending = {}
         for rank in ranks:
+            self._address(rank)
+            self._check_alive((rank,))
             view = self._client[self._engine_of[rank]]
             given = args[rank] if isinstance(args, dict) else args
             pending[rank] = view.apply_async(call_by_name, function, given)
@@ -198,7 +142,8 @@ class Engines:
                 future.iopub_callbacks.append(lambda msg: take(rank, msg))
                 future.add_done_callback(lambda _future: wake())
 
-            _, (ident,) = client._build_targets(self._engine_of[rank])[::-1]  # noqa: SLF001
+            ident = self._address(rank)
+            self._check_alive((rank,))
             # Not view.execute: it lets one attach the listener only after the
             # message has left, and the first output can come before that.
             futures[rank] = client.send_execute_request(
@@ -233,7 +178,9 @@ class Engines:
         body = json.dumps({"operation": operation, **(content or {})})
         pending = {}
         for rank in ranks:
-            ident = client._build_targets(self._engine_of[rank])[0][0]  # noqa: SLF001
+            ident = self._address(rank)
+            if ident is None:
+                continue
             pending[rank] = client._send(  # noqa: SLF001  no public way to the control channel
                 client._control_stream,  # noqa: SLF001
                 "dtkit_request",
@@ -250,7 +197,8 @@ class Engines:
     def signal(self, number: int, ranks: Iterable[int]) -> None:
         """Send a signal to engines' processes through their nannies."""
         self._check_open()
-        targets = [self._engine_of[r] for r in ranks if r not in self._lost]
+        living = [r for r in ranks if r not in self._lost and self._address(r) is not None]
+        targets = [self._engine_of[rank] for rank in living]
         if targets:
             self._client.send_signal(number, targets, block=False)
 
@@ -269,23 +217,9 @@ class Engines:
                 return False
         return True
 
-    def _on_registration(self, event: Message) -> None:
-        if event["event"] == "unregister":
-            rank = self._rank_of.get(int(event["id"]))
-            if rank is not None and rank not in self._lost:
-                self.note_death(rank, "its engine has left the cluster")
-
     def _check_open(self) -> None:
         if self._broken:
             raise ClusterDiedError(self._broken)
         if self._is_closed:
             msg = "the session was shut down; start a new one with %dist_init"
             raise ClosedError(msg)
-
-    def _check_alive(self, ranks: Iterable[int]) -> None:
-        gone = sorted(set(self._lost) & set(ranks))
-        if gone:
-            words = "; ".join(f"rank {rank}: {self._lost[rank]}" for rank in gone)
-            names = ",".join(map(str, gone))
-            msg = f"{words}\n%dist_restart {names} puts a new engine in its place"
-            raise EngineDiedError(msg)

@@ -5,11 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+import psutil
+
+from dtkit.cluster.deaths import end_session, exit_text, last_words, num_oom_kills
 from dtkit.cluster.placement import Slot
-from dtkit.errors import InvalidInputError
+from dtkit.cluster.starter import Starter
+from dtkit.errors import StartError
 from dtkit.guard.processes import Identity, end, family
 from dtkit.guard.record import remove
 
@@ -24,6 +30,9 @@ __all__ = ["HostCluster"]
 
 _STOP_TIMEOUT_S = 2.0
 _LOG_LINES = 20
+_CRASH_LINES = 200
+POLL_S = 0.02
+START_TIMEOUT_S = 120.0
 
 
 class HostCluster:
@@ -31,16 +40,31 @@ class HostCluster:
 
     Args:
         record: the session's; what changes in it is written down at once.
+        preload: modules that engines import while they start.
     """
 
     engines: Engines
     on_breakdown: Callable[[], None]
     """Called, on a thread of its own, when the engines cannot be reached any more."""
 
-    def __init__(self, record: SessionRecord) -> None:
+    def __init__(self, record: SessionRecord, preload: Sequence[str] = ()) -> None:
         self.on_breakdown = self.stop
         self.record = record
+        self._preload = preload
+        self._is_stopping = False
+        self._num_oom_kills = num_oom_kills()
         record.write()
+
+    @cached_property
+    def starter(self) -> Starter:
+        """What starts processes of the session here."""
+        return Starter(
+            self.dir,
+            self.slots,
+            preload=self._preload,
+            on_engine_exit=self._on_engine_exit,
+            on_controller_exit=self._on_controller_exit,
+        )
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -60,6 +84,8 @@ class HostCluster:
                 SIGTERM, and a notebook that is being shut down has two seconds
                 before it is killed itself.
         """
+        self._is_stopping = True
+        self.remember(self.starter.pids())
         self.leave()
         # A SIGTERM lets engines run their exit handlers; what is then still there
         # is killed. The guardian goes last: until then it would finish this for us.
@@ -70,16 +96,25 @@ class HostCluster:
         remove(self.dir)
 
     def replace(self, ranks: Sequence[int]) -> None:
-        """End the engines of these ranks, and start new ones under the same ids.
+        """End the engines of these ranks if they live, and start new ones under the same ids.
 
         Raises:
-            InvalidInputError: another kernel started them, with an environment of its own.
+            StartError: a new engine ended or did not come up in time.
         """
-        msg = (
-            f"rank {', '.join(map(str, ranks))}: the engines were started by an earlier kernel, "
-            "and only that one can start more; %dist_shutdown, then %dist_init"
-        )
-        raise InvalidInputError(msg)
+        engines = [slot.engine for slot in self.slots if slot.rank in ranks]
+        end([found for e in engines if (found := self._engine(e)) is not None], grace_s=0.0)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        # A new engine gets the id only when the controller has forgotten the old one.
+        while not self.engines.are_gone(ranks):
+            self._check_alive(deadline, ())
+            time.sleep(POLL_S)
+        for engine in engines:
+            self.starter.start_again(engine)
+        while not self.engines.are_registered(ranks):
+            self._check_alive(deadline, engines)
+            time.sleep(POLL_S)
+        self.remember(self.starter.pids())
+        self.engines.note_return(ranks)
 
     def leave(self) -> None:
         """Disconnect; the session lives on for its lease."""
@@ -105,6 +140,63 @@ class HostCluster:
         logs = sorted((self.dir / "log").glob(f"ipengine-*-{engine}.log"))
         text = "".join(path.read_text(errors="replace") for path in logs)
         return "\n".join(text.splitlines()[-num_lines:])
+
+    def _engine(self, engine: int) -> Identity | None:
+        """Return the process of an engine, whoever started it; None if it has ended."""
+        for process in self.record.processes:
+            with contextlib.suppress(psutil.Error):
+                command = psutil.Process(process.pid).cmdline()
+                if f"--IPEngine.id={engine}" in command and process.is_alive:
+                    return process
+        return None
+
+    def _controller(self) -> Identity | None:
+        """Return the controller's main process, whoever started it; None if it has ended."""
+        found: dict[int, Identity] = {}
+        parents: dict[int, int] = {}
+        for process in self.record.processes:
+            with contextlib.suppress(psutil.Error):
+                there = psutil.Process(process.pid)
+                if "ipyparallel.controller" in there.cmdline() and process.is_alive:
+                    found[process.pid], parents[process.pid] = process, there.ppid()
+        return next((p for pid, p in found.items() if parents[pid] not in found), None)
+
+    def _on_engine_exit(self, engine: int, code: int) -> None:
+        self._engine_ended(engine, self.starter.pid_of(engine), code)
+
+    def _engine_ended(self, engine: int, pid: int, code: int | None = None) -> None:
+        if self._is_stopping or not hasattr(self, "engines"):
+            return
+        before, self._num_oom_kills = self._num_oom_kills, num_oom_kills()
+        how = exit_text(code, (before, self._num_oom_kills))
+        rank = next(slot.rank for slot in self.slots if slot.engine == engine)
+        log = last_words(self.log_tail(engine, _CRASH_LINES))
+        words = f". Last lines of its log:\n{log}" if log else ""
+        self.engines.note_death(rank, f"its engine {how}{words}")
+        end_session(pid)
+
+    def _on_controller_exit(self, code: int) -> None:
+        self._break_down(exit_text(code))
+
+    def _break_down(self, how: str) -> None:
+        """End everything: the controller has ended."""
+        if self._is_stopping or not hasattr(self, "engines"):
+            return
+        self.engines.note_breakdown(
+            f"the cluster's controller {how}; no engine can be reached without it, so "
+            "all were ended and what lived on them is gone. %dist_init starts anew"
+        )
+        self.on_breakdown()
+
+    def _check_alive(self, deadline: float, starting: Sequence[int]) -> None:
+        gone = [engine for engine in starting if not self.starter.is_running(engine)]
+        if not gone and time.monotonic() < deadline:
+            return
+        what = f"engine {gone[0]} ended" if gone else f"no answer in {START_TIMEOUT_S:.0f} s"
+        msg = f"the engines did not start: {what}. Last lines of its log:\n" + self.log_tail(
+            gone[0] if gone else 0
+        )
+        raise StartError(msg)
 
     def post_guardian(self) -> None:
         """Start the process that ends the session if its driver goes and nobody comes."""

@@ -13,6 +13,7 @@ from test_faults import SETUP
 
 from dtkit.errors import ClusterDiedError, EngineDiedError, RankError
 from dtkit.options import RunOptions
+from dtkit.session import current_session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,10 +87,23 @@ def test_the_controller_dies_while_a_cell_runs(session3: dtkit.Session) -> None:
     pids = [p for p in map(psutil.Process, session3.pids()) if p.is_running()]
     _, _, steps = session3.running("dist.recv(torch.ones(1), src=(rank + 1) % 3)")
     next(steps)
-    os.kill(session3._cluster._cluster.controller.pid, signal.SIGKILL)
+    os.kill(session3._cluster.starter.controller_pid, signal.SIGKILL)
     with pytest.raises(ClusterDiedError, match="controller was killed by SIGKILL"):
         exhaust(steps)
     _, left = psutil.wait_procs(pids, timeout=10)
     assert left == []
     with pytest.raises(ClusterDiedError, match="%dist_init starts anew"):
         session3.execute("rank")
+
+
+@pytest.mark.timeout(180)
+def test_the_controller_dies_while_nothing_runs(start_session: object) -> None:
+    session: dtkit.Session = start_session(2)  # type: ignore[operator]
+    processes = [p for p in map(psutil.Process, session.pids()) if p.is_running()]
+    os.kill(session._cluster.starter.controller_pid, signal.SIGKILL)
+    _, left = psutil.wait_procs(processes, timeout=10)
+    assert left == []
+    with pytest.raises(ClusterDiedError, match="controller was killed by SIGKILL"):
+        session.execute("rank")
+    session.close()  # when it is through, the session has let go of everything
+    assert current_session() is None

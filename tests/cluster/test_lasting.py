@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
 import dtkit
 from dtkit.archive import runs
-from dtkit.errors import RankError
+from dtkit.errors import ClusterDiedError, RankError
 from dtkit.guard.processes import Identity
 from dtkit.guard.record import RankRun, SessionRecord, find_records
+from dtkit.waiting import drive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -118,6 +121,9 @@ def test_the_next_kernel_sees_the_whole_run_and_stops_it(leave: Callable[..., Le
     left = leave()
     (orphan,) = [orphan for orphan in dtkit.Session.orphans() if orphan.id == left.id]
     assert (orphan.run, orphan.num_ranks, orphan.left_s) == ("lasting", 2, None)
+    assert left.runs["lasting"].state == "running"
+    with pytest.raises(dtkit.DtkitError, match=f"goes on: %dist_init --attach {left.id}, then %"):
+        left.runs.delete("lasting")
     with dtkit.Session.attach(left.id) as session:
         processes = [Identity.of(pid) for pid in session.pids()]
         assert left.record.driver.pid == os.getpid()
@@ -159,6 +165,49 @@ def test_a_failure_that_nobody_saw_is_told_and_the_others_are_freed(
         assert "rank 0 was in all_reduce (cell line " in str(e.value)
         assert "and was released; group rebuilt; state kept" in str(e.value)
         session.execute("dist.all_reduce(is_over)")
+
+
+def test_an_attached_session_replaces_a_dead_engine(
+    leave: Callable[..., Left], owned_pids: set[int]
+) -> None:
+    left = leave()
+    left.flag.touch()
+    folder = left.record.dir
+    wait_until(lambda: RankRun.read_all(folder)[1].state == "finished", "the end of the run")
+    with dtkit.Session.attach(left.id) as session:
+        _, requests, steps = session.running("dist.all_reduce(is_over) if rank else dist.barrier()")
+        os.kill(session.facts[1]["pid"], signal.SIGKILL)
+        with pytest.raises(RankError, match="rank 1: EngineDied: its engine ended"):
+            drive(steps, requests)
+        assert "state of rank 0" in session.restart(refill=True)
+        owned_pids.update(session.pids())
+        assert session.execute("rank, model.weight.shape[1]").results[1] == "(1, 4)"
+        session.execute("dist.all_reduce(is_over)")
+        session.restart([0])
+        owned_pids.update(session.pids())
+        assert session.execute("'model' in globals()").results == {0: "False", 1: "True"}
+
+
+def test_the_controller_of_an_attached_session_dies(leave: Callable[..., Left]) -> None:
+    left = leave()
+    left.flag.touch()
+    folder = left.record.dir
+    wait_until(lambda: RankRun.read_all(folder)[1].state == "finished", "the end of the run")
+    session = dtkit.Session.attach(left.id)
+    processes = [Identity.of(pid) for pid in session.pids()]
+    (controller,) = [p for p in map(psutil.Process, session.pids()) if is_controller(p)]
+    controller.kill()
+    wait_until(lambda: dtkit.current_session() is None, "the end of the session")
+    with pytest.raises(ClusterDiedError, match="the cluster's controller ended; no engine can"):
+        session.execute("rank")
+    wait_until(lambda: not [p for p in processes if p and p.is_alive], "the processes")
+
+
+def is_controller(process: psutil.Process) -> bool:
+    """Whether it is the controller's main process; its children have its command too."""
+    parent = process.parent()
+    name = "ipyparallel.controller"
+    return name in process.cmdline() and (parent is None or name not in parent.cmdline())
 
 
 def test_without_anybody_the_run_is_finished_and_then_everything_ends(

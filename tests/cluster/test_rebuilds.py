@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 from test_faults import FORWARD, IN_BACKWARD, MAKING_A_GROUP, SETUP, fail
 
+from dtkit.errors import RankError
+
 if TYPE_CHECKING:
     import dtkit
 
 NUM_REBUILDS = 300
 WARM = 20
-COUNT = "len(os.listdir('/proc/self/fd')), len(os.listdir('/proc/self/task'))"
+COUNT = "gc.collect() * 0 + len(os.listdir('/proc/self/fd')), len(os.listdir('/proc/self/task'))"
 
 
 def held(session: dtkit.Session) -> list[tuple[int, int]]:
@@ -23,7 +25,7 @@ def held(session: dtkit.Session) -> list[tuple[int, int]]:
 
 @pytest.mark.timeout(300)
 def test_rebuilds_leave_nothing_behind(session2: dtkit.Session) -> None:
-    session2.execute("import os\n" + SETUP)
+    session2.execute("import gc, os\n" + SETUP)
     before = []
     for i in range(NUM_REBUILDS):
         session2.reset_group()
@@ -43,8 +45,28 @@ def test_functions_of_torch_follow_the_rebuilt_group(session2: dtkit.Session) ->
 
 @pytest.mark.parametrize("cell", [FORWARD, IN_BACKWARD, MAKING_A_GROUP])
 def test_a_failed_cell_keeps_no_dead_group(session2: dtkit.Session, cell: str) -> None:
-    session2.execute("import os\n" + SETUP)
+    session2.execute("import gc, os\n" + SETUP)
     session2.reset_group()
     before = [num_threads for _, num_threads in held(session2)]
     fail(session2, cell)
+    assert [num_threads for _, num_threads in held(session2)] == before
+
+
+RUN = """
+plain = nn.Linear(4, 1)
+optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
+for i in range(9):
+    optimizer.zero_grad()
+    plain(x).sum().backward()
+    if rank == 1 and i == 3:
+        raise ValueError('boom')
+    optimizer.step()
+"""
+
+
+def test_a_failed_run_keeps_no_dead_group(session2: dtkit.Session) -> None:
+    session2.execute("import gc, os\n" + SETUP)
+    before = [num_threads for _, num_threads in held(session2)]
+    with pytest.raises(RankError):
+        session2.train(RUN)
     assert [num_threads for _, num_threads in held(session2)] == before

@@ -112,6 +112,8 @@ class Rig:
         changed = {r for r, pid in self._pids().items() if pid != before[r]}
         ends_rank = fault.ends_rank or fault.ends == "died"
         trial.num_innocent = len(changed - ({rank} if ends_rank else set()))
+        # What is garbage is no leak; engines collect it when they next allocate much.
+        self.session.execute("import gc; gc.collect(); None")
         for pid in self._pids().values():
             self.growth.setdefault(pid, Growth()).note(psutil.Process(pid))
         return trial
