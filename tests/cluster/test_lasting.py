@@ -175,6 +175,7 @@ def test_an_attached_session_replaces_a_dead_engine(
     folder = left.record.dir
     wait_until(lambda: RankRun.read_all(folder)[1].state == "finished", "the end of the run")
     with dtkit.Session.attach(left.id) as session:
+        wait_for_run()
         _, requests, steps = session.running("dist.all_reduce(is_over) if rank else dist.barrier()")
         os.kill(session.facts[1]["pid"], signal.SIGKILL)
         with pytest.raises(RankError, match="rank 1: EngineDied: its engine ended"):
@@ -194,6 +195,7 @@ def test_the_controller_of_an_attached_session_dies(leave: Callable[..., Left]) 
     folder = left.record.dir
     wait_until(lambda: RankRun.read_all(folder)[1].state == "finished", "the end of the run")
     session = dtkit.Session.attach(left.id)
+    wait_for_run()
     processes = [Identity.of(pid) for pid in session.pids()]
     (controller,) = [p for p in map(psutil.Process, session.pids()) if is_controller(p)]
     controller.kill()
@@ -201,6 +203,12 @@ def test_the_controller_of_an_attached_session_dies(leave: Callable[..., Left]) 
     with pytest.raises(ClusterDiedError, match="the cluster's controller ended; no engine can"):
         session.execute("rank")
     wait_until(lambda: not [p for p in processes if p and p.is_alive], "the processes")
+
+
+def wait_for_run() -> None:
+    run = dtkit.last_run
+    assert run is not None
+    run.wait(timeout_s=WAIT_S)
 
 
 def is_controller(process: psutil.Process) -> bool:
