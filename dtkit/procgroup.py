@@ -94,7 +94,12 @@ class ProcessGroup:
         self.leave()
         return self.build()
 
-    def leave(self) -> None:
-        """Let every rank that lives leave the group."""
-        living = [slot.rank for slot in self._slots if slot.rank not in self._engines.lost]
+    def leave(self, *, without: Sequence[int] = ()) -> None:
+        """Let every rank that lives leave the group.
+
+        Args:
+            without: ranks that are not asked: they are to be ended, and may answer nothing.
+        """
+        away = {*self._engines.lost, *without}
+        living = [slot.rank for slot in self._slots if slot.rank not in away]
         self._engines.call("dtkit.engine.group:leave", ranks=living)

@@ -68,7 +68,7 @@ class Repair:
         if refill and not healthy:
             msg = "--refill: there is no healthy rank to take state from; run the cells again"
             raise InvalidInputError(msg)
-        self._group.leave()
+        self._group.leave(without=ranks)
         self._replace(ranks)
         text = f"{format_ranks(tuple(ranks), len(self._engines.ranks))}: new engine"
         if not refill:

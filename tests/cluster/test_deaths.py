@@ -83,6 +83,16 @@ def test_a_run_can_restart_by_itself(session3: dtkit.Session, owned_pids: set[in
 
 
 @pytest.mark.timeout(180)
+def test_an_engine_that_answers_nothing_is_replaced(
+    session3: dtkit.Session, owned_pids: set[int]
+) -> None:
+    os.kill(session3.facts[1]["pid"], signal.SIGSTOP)
+    assert "state of rank 0" in session3.restart([1], refill=True)
+    own(session3, owned_pids)
+    assert len(set(session3.execute("train()").results.values())) == 1
+
+
+@pytest.mark.timeout(180)
 def test_the_controller_dies_while_a_cell_runs(session3: dtkit.Session) -> None:
     pids = [p for p in map(psutil.Process, session3.pids()) if p.is_running()]
     _, _, steps = session3.running("dist.recv(torch.ones(1), src=(rank + 1) % 3)")
