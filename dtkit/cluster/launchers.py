@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ipyparallel as ipp
@@ -56,7 +57,12 @@ class EngineSet(LocalEngineSetLauncher):  # type: ignore[misc]  # ipyparallel is
             profile_dir=self.profile_dir,
             cluster_id=self.cluster_id,
             identifier=str(engine),
-            output_file=self.launchers[str(engine)].output_file,
+            # Named as ipyparallel names it: the log of the one before is continued.
+            output_file=str(
+                Path(self.profile_dir)
+                / "log"
+                / f"ipengine-{self.cluster_id}-{self.engine_set_id}-{engine}.log"
+            ),
         )
         launcher.engine_cmd = list(self.engine_cmd)
         launcher.engine_args = list(self.engine_args)
