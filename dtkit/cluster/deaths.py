@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["end_session", "exit_text", "last_words", "num_oom_kills"]
 
 _NUM_LINES = 8
-_OWN_LINE = re.compile(r"\d{4}-\d\d-\d\d .*\[(Engine|KernelNanny)\.|Extension modules: |\s*$")
+_OWN_LINE = re.compile(r"\d{4}-\d\d-\d\d .*\[(Engine|KernelNanny)[.\]]|Extension modules: |\s*$")
 _CRASH = "Fatal Python error: "  # as faulthandler begins, the innermost frame first
 _KILL_TIMEOUT_S = 2.0
 

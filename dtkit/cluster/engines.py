@@ -91,6 +91,9 @@ class Engines(Roster):
             error = answer.exception()
             if error is None:
                 results[rank] = answer.get()
+            elif type(error).__name__ == "EngineError":  # ipyparallel's, for one that has ended
+                self._note_left(rank)
+                self._check_alive((rank,))
             else:
                 failures.append(call_failure(rank, error))
         if failures:

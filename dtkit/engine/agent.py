@@ -16,7 +16,7 @@ import time
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dtkit.engine import memory
+from dtkit.engine import memory, modes
 from dtkit.engine.interrupts import protect
 from dtkit.engine.shell import current_shell
 
@@ -180,8 +180,15 @@ def install() -> None:
         kernel.shell.events.register("pre_run_cell", installed.before_cell)
         kernel.shell.events.register("post_run_cell", installed.after_cell)
         memory.install(installed)
+        modes.install()
+        kernel.shell.ask_exit = _end_cell
         protect(kernel, lambda: installed.is_in_user_code)
         kernel.shell.showtraceback = installed.tell_failure(kernel.shell.showtraceback)
+
+
+def _end_cell() -> None:
+    """Stand in for what `exit()` asks: it would end the engine, and all that it holds."""
+    raise SystemExit
 
 
 def agent() -> Agent:

@@ -58,6 +58,7 @@ def forget_last_error(error: BaseException | None) -> None:
     for name in ("last_type", "last_value", "last_traceback", "last_exc"):
         if hasattr(sys, name):
             delattr(sys, name)
+    current_shell().InteractiveTB.tb = None  # IPython's, for %debug
 
 
 class _Guard:

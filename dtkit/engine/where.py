@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 __all__ = ["Place", "install", "look"]
 
 _WAITING_FOR_DATA = ("torch/utils/data/dataloader.py",)
-_COMMUNICATING = ("torch/distributed/", "dtkit/engine/reduce/")
+_COMMUNICATING = (
+    "torch/distributed/",
+    "torch/nn/parallel/distributed.py",  # DDP agrees on its buckets in C++
+    "dtkit/engine/reduce/",
+)
 _BACKWARD = "_engine_run_backward"
 
 

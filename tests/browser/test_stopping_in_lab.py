@@ -79,8 +79,13 @@ def test_interrupt_ends_run_all_and_the_next_cell_works(page: Page, lab: Lab) ->
 
 def test_a_closed_browser_leaves_the_run_and_finds_all_of_it(browser: Browser, lab: Lab) -> None:
     path = make(lab, "closed.ipynb", CLOSED)
+    lab.end_kernels()
     page = browser.new_page()
+    page.set_default_timeout(30_000)
     open_notebook(page, lab, path.name)
+    # What is run before asks for a kernel.
+    while not lab.num_kernels():
+        page.wait_for_timeout(100)
     wait_for_kernel(page)
     expect(run(page, 0)).to_contain_text("2 ranks on CPU over gloo", timeout=60_000)
     expect_progress(page, run(page, 1))

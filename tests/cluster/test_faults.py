@@ -79,6 +79,13 @@ for i, batch in enumerate(loader):
         raise ValueError('boom')
     dist.all_reduce(batch.float())
 """
+BUCKETS = """\
+fresh = DistributedDataParallel(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+fresh(x).sum().backward()
+if rank == 1:
+    raise ValueError('boom')
+fresh(x)
+"""
 SENDING = """\
 dist.barrier()
 if rank == 1:
@@ -88,6 +95,7 @@ dist.send(torch.ones(2_000_000), dst=1)
 CASES = {
     "forward": (FORWARD, "in all_reduce (cell line 4)"),
     "backward": (IN_BACKWARD, "(cell line 6)"),
+    "buckets": (BUCKETS, "in broadcast (cell line 5)"),
     "subgroup": (SUBGROUP, "in all_reduce"),
     "new-group": (MAKING_A_GROUP, "in new_group"),
     "sending": (SENDING, "in send (cell line 4)"),
@@ -175,3 +183,24 @@ def test_a_rank_in_python_is_stopped_too(prepared: dtkit.Session) -> None:
     error = fail(prepared, "if rank == 2:\n    1 / 0\nwhile True: pass")
     assert "in Python (cell line 3) and were stopped" in error.epilogue
     assert_all_is_well(prepared)
+
+
+@pytest.mark.parametrize("call", ["exit()", "quit()", "import sys\nsys.exit(3)"])
+def test_a_cell_that_exits_ends_and_the_rank_stays(prepared: dtkit.Session, call: str) -> None:
+    with pytest.raises(RankError, match="SystemExit"):
+        prepared.execute(call)
+    # What ipykernel would end the engine for, a moment later.
+    assert set(prepared.execute("get_ipython().exit_now").results.values()) == {"False"}
+    assert_all_is_well(prepared)
+
+
+def test_an_interrupt_leaves_no_mode_of_torch_switched(prepared: dtkit.Session) -> None:
+    """As one does that arrives within `__enter__` of `torch.no_grad`."""
+    modes = "torch.is_grad_enabled(), torch.is_autocast_enabled('cpu')"
+    switch = "torch.set_grad_enabled(False)\ntorch.set_autocast_enabled('cpu', True)"
+    with pytest.raises(RankError):
+        prepared.execute(f"{switch}\nraise KeyboardInterrupt")
+    assert set(prepared.execute(modes).results.values()) == {"(True, False)"}
+    prepared.execute(switch)
+    assert set(prepared.execute(modes).results.values()) == {"(False, True)"}
+    prepared.execute("torch.set_grad_enabled(True)\ntorch.set_autocast_enabled('cpu', False)")

@@ -41,24 +41,27 @@ import dtkit
 from dtkit.options import RunOptions
 
 CELL = '''
-import torch
+import dtkit, torch
 model = torch.nn.Linear(1000, 250)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 for i in range(8):
-    if i == 3 and rank == 0:
-        (folder / "other").write_bytes(bytes(30_000_000 - used()))
-    dist.barrier()
+    if i == 3:
+        dtkit.checkpoint(model=model).wait()
+        fill()
+        dist.barrier()
     optimizer.zero_grad()
     model(torch.ones(4, 1000)).square().mean().backward()
     optimizer.step()
 '''
 SETUP = '''
-import os
 from pathlib import Path
 folder = Path({!r})
-def used():
-    found = os.statvfs(folder)
-    return (found.f_blocks - found.f_bavail) * found.f_frsize + 600_000
+def fill():
+    if rank == 0:
+        try:
+            (folder / "other").write_bytes(bytes(40_000_000))
+        except OSError:
+            pass
 '''
 with dtkit.Session.start(2, devices="cpu", runs_dir=sys.argv[1]) as session:
     session.execute(SETUP.format(sys.argv[1]))
@@ -124,9 +127,9 @@ def test_a_disk_that_is_full_keeps_the_last_good_checkpoint(
     ])  # fmt: skip
     assert said.startswith("finished\n")
     assert "No space left on device" in said
-    assert "the newest whole one is step-00000002. Training goes on" in said
-    assert "['step-00000002']" in said
-    assert "from step 2" in said
+    assert "the newest whole one is step-00000003. Training goes on" in said
+    assert "['step-00000003']" in said
+    assert "from step 3" in said
 
 
 def output_of(command: list[str]) -> str:
