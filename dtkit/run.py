@@ -223,7 +223,10 @@ class Run:
                 follow(self)
             except Exception as failure:  # noqa: BLE001  the run has ended all the same: it is told
                 self.note(f"{failure} ({type(failure).__name__})")
-        self.write()
+        try:
+            self.write()
+        except OSError as failure:  # a full disk: what was trained is not lost for that
+            self.note(f"how the run ended is not in its folder: {failure}")
         self._ended.set()
 
     def write(self) -> None:
