@@ -128,7 +128,7 @@ def test_a_disk_that_is_full_keeps_the_last_good_checkpoint(
     assert said.startswith("finished\n")
     assert "No space left on device" in said
     assert "the newest whole one is step-00000003. Training goes on" in said
-    assert "['step-00000003']" in said
+    assert "'step-00000003']" in said
     assert "from step 3" in said
 
 
