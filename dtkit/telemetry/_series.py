@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-__all__ = ["WINDOW", "RankSeries", "Rows", "Smoother", "binned", "decimate", "last", "median",
-           "rate_of", "share"]  # fmt: skip
+__all__ = ["WINDOW", "RankSeries", "Rows", "Smoother", "binned", "decimate", "last", "mean",
+           "median", "rate_of", "share"]  # fmt: skip
 
 WINDOW = 8192
 """Steps kept per rank; a rank may fall this far behind before its row is merged without it."""
@@ -144,6 +144,10 @@ def rate_of(samples: float, ms: float) -> float:
 
 def median(values: Floats) -> float:
     return float(np.median(values)) if len(values) else math.nan
+
+
+def mean(values: Floats) -> float:
+    return float(np.mean(values)) if len(values) else math.nan
 
 
 def last(values: Floats) -> float:

@@ -70,7 +70,7 @@ class RunView:
     comm_share: float
     """Part of the step spent waiting for gradients of other ranks, 0 to 1."""
     sent_bytes: float
-    """What a rank sends in a step to average gradients, median over the last 50 steps."""
+    """What a rank sends in a step to average, mean over the last 50 steps."""
     raw_bytes: float
     """What it would send without compression."""
     peak_gib: float

@@ -225,3 +225,10 @@ def test_metrics_of_free_ranks_stand_at_the_rows_of_their_steps() -> None:
     state.end("finished")
     assert state.history()["staleness"].tolist() == [0.0, 2.0, 2.0]
     assert state.view().staleness == ((0, 1), (2, 2))
+
+
+def test_what_is_sent_now_and_then_counts_for_each_step() -> None:
+    state = started(1)
+    sent = [0.0] * 7 + [800.0]
+    state.handle(steps(0, 1, 8, sent_bytes=sent, raw_bytes=sent))
+    assert state.view().sent_bytes == 100.0
