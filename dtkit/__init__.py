@@ -9,8 +9,8 @@ In a notebook::
     ...  # an ordinary single-device training cell
 
 On the driver: `Session`, `current_session()`, `last_run`, `last_sweep`,
-`last_tuning`, `runs()` and the errors. On a rank: `log`, `checkpoint` and
-`resume`. Everything is loaded on first use; importing dtkit loads neither
+`last_tuning`, `runs()` and the errors. On a rank: `log`, `checkpoint`,
+`resume`, `shard` and `pipeline`. Everything is loaded on first use; importing dtkit loads neither
 torch nor widgets.
 """
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from dtkit.archive import runs
     from dtkit.engine.checkpointing.face import checkpoint, resume
     from dtkit.engine.log import log
+    from dtkit.engine.parallel.pipelining import pipeline
+    from dtkit.engine.parallel.sharding import shard
     from dtkit.run import Run
     from dtkit.session import Session, current_session
     from dtkit.sweep import Sweep
@@ -49,8 +51,10 @@ __all__ = [
     "last_tuning",
     "load_ipython_extension",
     "log",
+    "pipeline",
     "resume",
     "runs",
+    "shard",
     "unload_ipython_extension",
 ]
 
@@ -59,8 +63,10 @@ _LAZY = {
     "checkpoint": "dtkit.engine.checkpointing.face",
     "current_session": "dtkit.session",
     "log": "dtkit.engine.log",
+    "pipeline": "dtkit.engine.parallel.pipelining",
     "resume": "dtkit.engine.checkpointing.face",
     "runs": "dtkit.archive",
+    "shard": "dtkit.engine.parallel.sharding",
 }
 _NEWEST = {"last_run": "run", "last_sweep": "sweep", "last_tuning": "tuning"}
 

@@ -10,7 +10,7 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -30,6 +30,9 @@ from dtkit.horovod.rendezvous import make_group
 from dtkit.options import RunOptions
 from dtkit.recipe import Recipe
 from dtkit.run import Run, create_run
+
+if TYPE_CHECKING:
+    from dtkit.engine.parallel.layout import Layout
 
 __all__ = ["Training", "begin", "join"]
 
@@ -117,7 +120,11 @@ class Training:
             is_global_batch=recipe.batch == "global",
             note=self._note,
             on_wait=self._recorder.waited,
+            on_layout=self._count_for,
         )
+
+    def _count_for(self, layout: Layout) -> None:
+        self._recorder.num_holders = layout.num_holders
 
     def _note(self, text: str) -> None:
         if text:

@@ -101,7 +101,7 @@ class Session(CellVerbs):
         """
         self._check_open()
         self._conductor.check_idle()
-        return pull(self._engines, name, rank, host=self.facts[rank]["host"])
+        return pull(self._engines, name, rank, hosts=self._hosts())
 
     def push(
         self, objects: dict[str, Any], *, ranks: Sequence[int] | None = None
@@ -114,10 +114,13 @@ class Session(CellVerbs):
         self._check_open()
         self._conductor.check_idle()
         chosen = self.ranks if ranks is None else ranks
-        hosts = {rank: self.facts[rank]["host"] for rank in chosen}
         return [
-            push(self._engines, name, value, chosen, hosts=hosts) for name, value in objects.items()
+            push(self._engines, name, value, chosen, hosts=self._hosts())
+            for name, value in objects.items()
         ]
+
+    def _hosts(self) -> dict[int, str]:
+        return {rank: self.facts[rank]["host"] for rank in self.ranks}
 
     def status(self) -> tuple[RankStatus, ...]:
         """Return where every rank is; answers while they are busy."""

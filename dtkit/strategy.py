@@ -39,8 +39,11 @@ _FREE = {
     "accumulate": "makes a step of the last batches of an epoch, and ranks that get batches as "
     "they ask for them do not know which these are",
 }
+_SHARDED = {"compress": "makes gradients small that torch averages itself when a model is sharded"}
 STRATEGIES: dict[str, _Kind] = {
     "ddp": _Kind(),
+    "shard": _Kind(refuses=_SHARDED),
+    "hybrid": _Kind("SHARDS", "2", refuses=_SHARDED),
     "local-sgd": _Kind(
         "H", "8", "weights averaged every {0:g} steps", refuses=_LOOSE,
     ),
@@ -54,7 +57,7 @@ STRATEGIES: dict[str, _Kind] = {
     "gossip": _Kind(does="weights averaged with another rank's after each step", refuses=_FREE),
 }  # fmt: skip
 """By name. Those that are not named in `_IN_STEP` are parts of a run: `dtkit.engine.loose`."""
-_IN_STEP = ("ddp",)
+_IN_STEP = ("ddp", "shard", "hybrid")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ to be alive: cyclic garbage is collected at other times on other ranks.
 
 from __future__ import annotations
 
-import gc
 import zlib
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -15,6 +14,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from torch.nn.parameter import is_lazy
 
 from dtkit.engine import weights
+from dtkit.engine.adopted import Adopted
 from dtkit.engine.models import (
     already_distributed,
     averages_itself,
@@ -25,7 +25,9 @@ from dtkit.engine.models import (
     sparse_parameters,
     state_of,
 )
+from dtkit.engine.parallel.layout import layout_of
 from dtkit.engine.reduce import GradSynchronizer, Passes
+from dtkit.engine.survey import survey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -33,26 +35,11 @@ if TYPE_CHECKING:
     import torch
     from torch.optim import Optimizer
 
+    from dtkit.engine.parallel.layout import Layout
+    from dtkit.engine.parallel.unedited import Sharder
     from dtkit.engine.reduce import Wire
 
 __all__ = ["Adoption"]
-
-
-class _Adopted:
-    """What is known of one optimizer; the optimizer itself is not kept alive."""
-
-    def __init__(self) -> None:
-        self.models: list[torch.nn.Module] = []
-        self.synchronizers: list[GradSynchronizer] = []
-        self.num_params = 0
-        self.frozen: list[torch.Tensor] = []
-        self.is_left_alone = False
-        self.num_taken = 0
-
-    def is_outdated(self, optimizer: Optimizer) -> bool:
-        """Return whether the cell added parameters since, or unfroze some."""
-        num_params = sum(len(group["params"]) for group in optimizer.param_groups)
-        return num_params != self.num_params or any(p.requires_grad for p in self.frozen)
 
 
 class Adoption:
@@ -62,17 +49,25 @@ class Adoption:
         passes: the backward passes; whoever sees one begin and end tells them.
         models: of the optimizer that was adopted or used last.
         num_models: how many models got their weights from the first rank.
-        num_averaged: how many optimizers have their gradients averaged, or their weights
-            where the strategy says so.
+        num_averaged: how many optimizers have their gradients averaged, or their weights.
         num_left_alone: how many were left to those who distribute them.
 
     Args:
         wire: the ranks, and how gradients travel between them.
         passes: the backward passes of the cell.
         note: takes a line for the user.
+        arrange: called with a model's layout, if several ranks hold it together.
+        sharder: shards models that nobody has laid out.
     """
 
-    def __init__(self, wire: Wire, passes: Passes, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        passes: Passes,
+        note: Callable[[str], None],
+        arrange: Callable[[Layout], None],
+        sharder: Sharder | None = None,
+    ) -> None:
         self.passes = passes
         self.models: list[torch.nn.Module] = []
         self.num_models = 0
@@ -81,8 +76,10 @@ class Adoption:
         self._wire = wire
         self._group = wire.group
         self._note = note
+        self._arrange = arrange
+        self._sharder = sharder
         self._noted: set[str] = set()
-        self._adopted: WeakKeyDictionary[Optimizer, _Adopted] = WeakKeyDictionary()
+        self._adopted: WeakKeyDictionary[Optimizer, Adopted] = WeakKeyDictionary()
         self._synchronizers: WeakSet[GradSynchronizer] = WeakSet()
         self._counted: WeakSet[torch.nn.Module] = WeakSet()
         self._unused: list[Optimizer] = []
@@ -93,16 +90,18 @@ class Adoption:
         params = [p for optimizer in optimizers for p in parameters_of(optimizer)]
         modules = live_modules()
         models = find_models(params, modules)
-        taken = [m for m in models if already_distributed(list(m.parameters()), [m])]
+        taken = [
+            m for m in models if layout_of([m]) or already_distributed(list(m.parameters()), [m])
+        ]
         others = {id(p) for m in taken for p in m.parameters()}
-        _, state = self._survey([p for p in params if id(p) not in others], modules)
+        _, state = survey([p for p in params if id(p) not in others], self._group, modules)
         if state:
             weights.equalize(state, self._group)
 
     def adopt(self, optimizer: Optimizer) -> None:
         """Take over an optimizer's parameters, unless somebody distributes them already."""
         if optimizer not in self._adopted:
-            self._adopted[optimizer] = _Adopted()
+            self._adopted[optimizer] = Adopted()
             if self._wire.momentum is not None:
                 self._wire.momentum.made(optimizer)
             self._take(optimizer)
@@ -115,7 +114,7 @@ class Adoption:
             self._wire.before_collective()
         for optimizer in unused:
             entry = self._adopted[optimizer]
-            if not entry.is_left_alone:
+            if entry.layout is None and not entry.is_left_alone:
                 weights.broadcast(state_of(entry.models, parameters_of(optimizer)), self._group)
 
     def before_use(self, optimizer: Optimizer) -> None:
@@ -179,7 +178,7 @@ class Adoption:
     def checksum(self, optimizer: Optimizer) -> str | None:
         """Return what an optimizer's weights are known by, None if they are not ours."""
         entry = self._adopted.get(optimizer)
-        if entry is None or entry.is_left_alone:
+        if entry is None or entry.is_left_alone or entry.layout is not None:
             return None
         return str(zlib.crc32(repr(weights.checksums(parameters_of(optimizer))).encode()))
 
@@ -221,10 +220,15 @@ class Adoption:
         if any(is_lazy(p) for p in params):  # until the first forward pass: then again
             entry.num_params = -1
             return
+        if self._sharder is not None:
+            self._sharder.prepare(params, has_trained=self.passes.num_begun > 0)
+            params = [p for p in parameters_of(optimizer) if p.is_leaf]
         entry.num_params = len(parameters_of(optimizer))
         entry.frozen = [p for p in params if not p.requires_grad]
+        if self._take_laid_out(entry, params):
+            return
         self._wire.before_collective()
-        models, state = self._survey(params)
+        models, state = survey(params, self._group)
         reason = already_distributed(params, models)
         if reason is None and not state:
             reason = "its parameters differ between ranks in number or shape (model parallel?)"
@@ -232,42 +236,36 @@ class Adoption:
             self._leave_alone(optimizer, reason)
             return
         weights.broadcast(state, self._group)
-        self._count(models)
+        self.num_models += len(set(models) - set(self._counted))
+        self._counted.update(models)
         entry.models = self.models = models
         entry.num_taken += 1
         active = [p for p in params if p.requires_grad]
         if active and self._wire.strategy.is_loose:
             self.num_averaged += entry.num_taken == 1
         elif active:
-            self._synchronize(entry, active)
+            self._synchronize(entry, active, self._wire)
 
-    def _survey(
-        self, params: Sequence[torch.Tensor], modules: Sequence[torch.nn.Module] | None = None
-    ) -> tuple[list[torch.nn.Module], list[torch.Tensor]]:
-        """Return the models of the parameters, and all that is to be equal on all ranks.
+    def _take_laid_out(self, entry: Adopted, params: Sequence[torch.Tensor]) -> bool:
+        """Take over parameters of a model that several ranks hold together, if they are one's."""
+        models = find_models(params)
+        layout = entry.layout = layout_of(models)
+        if layout is not None:
+            self._arrange(layout)
+            entry.models = self.models = models
+            group, shared = layout.to_average(params)
+            if group is not None:
+                weights.broadcast(shared, group)
+                active = [p for p in shared if p.requires_grad]
+                self._synchronize(entry, active, self._wire.over(group))
+        return layout is not None
 
-        Both are empty if the ranks have different parameters.
-        """
-        for is_clean in (False, True):
-            if is_clean:
-                gc.collect()  # a dead model that holds one of these may live on some ranks only
-                modules = None
-            models = find_models(params, modules)
-            state = state_of(models, params)
-            if weights.are_alike(state, self._group):
-                return models, state
-        return [], list(params) if weights.are_alike(params, self._group) else []
-
-    def _count(self, models: list[torch.nn.Module]) -> None:
-        self.num_models += sum(model not in self._counted for model in models)
-        self._counted.update(models)
-
-    def _synchronize(self, entry: _Adopted, params: list[torch.Tensor]) -> None:
+    def _synchronize(self, entry: Adopted, params: list[torch.Tensor], wire: Wire) -> None:
         own, models = {id(p) for p in params}, entry.models
         memory = self._wire.memory.state(params)
         synchronizer = GradSynchronizer(
             params,
-            self._wire,
+            wire,
             self.passes,
             sparse=[p for p in sparse_parameters(models) if id(p) in own],
             tensors=lambda: running_statistics(models),
@@ -281,7 +279,7 @@ class Adoption:
         for old in list(self._synchronizers):
             old.drop(params)
         for other in list(self._adopted.values()):
-            other.synchronizers = [s for s in other.synchronizers if s.params]
+            other.synchronizers = [s for s in other.synchronizers if not s.is_empty]
         self._synchronizers.add(synchronizer)
         self._wire.memory.load(params, memory)
 
@@ -296,5 +294,5 @@ class Adoption:
         entry.synchronizers = []
         note = f"{type(optimizer).__name__} left alone: {reason}"
         if note not in self._noted:  # an optimizer, and the one that was made of it
-            self._noted.add(note)
             self._note(note)
+        self._noted.add(note)

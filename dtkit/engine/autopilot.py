@@ -9,7 +9,7 @@ gradients are averaged inside `backward()`. Whoever distributed a model himself
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
-from numbers import Real
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +22,9 @@ from dtkit.engine import randomness, saving
 from dtkit.engine.adoption import Adoption
 from dtkit.engine.ddp import UsersDdp
 from dtkit.engine.loader import ShardedLoaders, why_whole
-from dtkit.engine.models import already_distributed, named_in, uses_distributed
+from dtkit.engine.mean import mean_over, sharing_metric
+from dtkit.engine.models import already_distributed, named_in, optimizers_used, uses_distributed
+from dtkit.engine.parallel.layout import layout_of
 from dtkit.engine.patches import replaced
 from dtkit.engine.reduce import Passes
 from dtkit.engine.saying import what_was_done
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
     from dtkit.engine.drawn import Drawn
     from dtkit.engine.loader import Shares
+    from dtkit.engine.parallel.layout import Layout
+    from dtkit.engine.parallel.unedited import Sharder
     from dtkit.engine.reduce import Wire
 
 __all__ = ["Autopilot"]
@@ -49,7 +53,9 @@ class Autopilot:
         is_global_batch: whether a written batch size is that of all ranks together.
         note: takes a line for the user.
         on_wait: called with the seconds spent waiting for other ranks' gradients.
+        on_layout: called with a model's layout, if several ranks hold it together.
         is_deferred: whether gradients are averaged when they are used, not in `backward()`.
+        sharder: shards the cell's models; None: they are whole, or the cell shards them.
     """
 
     def __init__(
@@ -59,7 +65,9 @@ class Autopilot:
         is_global_batch: bool,
         note: Callable[[str], None],
         on_wait: Callable[[float], None],
+        on_layout: Callable[[Layout], None],
         is_deferred: bool = False,
+        sharder: Sharder | None = None,
     ) -> None:
         self._wire = wire
         self._group = group = wire.group
@@ -67,13 +75,17 @@ class Autopilot:
         self._world_size = dist.get_world_size(group)
         self._is_global_batch = is_global_batch
         self._note = note
+        self._shards = sharder is not None
+        self._on_layout = on_layout
         self._passes = Passes(on_wait, is_deferred=is_deferred)
         self._ddp = UsersDdp(wire, self.stand_back, note, is_deferred=is_deferred)
-        self.adoption = Adoption(wire, self._passes, note)
+        self.adoption = Adoption(wire, self._passes, note, self.arrange, sharder)
         self._loaders = ShardedLoaders(group, is_global=is_global_batch)
         self._is_users = False
         """Whether the cell distributes its model itself."""
         self._has_noted_whole = self._has_noted_weights = False
+        self.layout: Layout | None = None
+        """Of the model, if several ranks hold it together."""
         self.batch_weight = 1.0
         """What this rank's gradient weighs in the global batch."""
 
@@ -86,11 +98,26 @@ class Autopilot:
         """Let all ranks begin a cell alike: random numbers, and weights that are there."""
         randomness.share(self._group)
         self._ddp.found()
-        is_wrapped = already_distributed([], named_in(source, namespace)) is not None
+        named = named_in(source, namespace)
+        layout = layout_of(named)
+        if layout is not None:
+            self.arrange(layout)
+        is_wrapped = layout is None and already_distributed([], named) is not None
         self._is_users = is_wrapped or uses_distributed(source, namespace)
         # type(), not isinstance: an arbitrary object's __class__ may run code.
         found = {id(v): v for v in namespace.values() if issubclass(type(v), Optimizer)}
         self.adoption.equalize(found.values())
+        if self._shards and not self._is_users:
+            for optimizer in optimizers_used(source, namespace):
+                self.adoption.adopt(optimizer)
+
+    def arrange(self, layout: Layout) -> None:
+        """Divide the data among those who have not the same model's parts."""
+        if self.layout is not None:
+            layout.check_beside(self.layout)
+        self.layout = layout
+        self._on_layout(layout)
+        self._loaders.divide(layout.data_rank, layout.num_data)
 
     def adopt(self, optimizer: Optimizer) -> None:
         """Take over an optimizer that the cell has made."""
@@ -174,7 +201,7 @@ class Autopilot:
             # The optimizer uses the gradients now, long before its step is done.
             self.adoption.before_use(optimizer)
             self.adoption.used(optimizer)
-            return self._average(loss, self.batch_weight)
+            return mean_over(self._group, loss, self.batch_weight)
 
         return averaged
 
@@ -212,12 +239,14 @@ class Autopilot:
     @contextmanager
     def flying(self) -> Iterator[None]:
         """Keep watch within the context; on leaving, every hook is removed."""
+        has_own = lambda: self._is_left_whole or self._wire.strategy.is_free  # noqa: E731
+        sharing = partial(sharing_metric, self._group, has_own)
         with ExitStack() as stack:
             stack.callback(self.adoption.close)
             stack.callback(self._ddp.close)
             for owner, name, make in (
                 (DistributedDataParallel, "__init__", self._ddp.making),
-                (ReduceLROnPlateau, "step", self._sharing_metric),
+                (ReduceLROnPlateau, "step", sharing),
                 (torch, "save", saving.whole_or_not_at_all),
             ):
                 stack.enter_context(replaced(owner, name, make))
@@ -226,9 +255,8 @@ class Autopilot:
     def summary(self) -> str:
         """Return one line that says what was done to the cell."""
         return what_was_done(
-            self.adoption, self._loaders.batch_sizes, self._wire,
-            is_global=self._is_global_batch, has_passes=self._passes.num_begun > 0,
-            has_noted_whole=self._has_noted_whole,
+            self.adoption, self._loaders, self._wire, layout=self.layout,
+            has_passes=self._passes.num_begun > 0, has_noted_whole=self._has_noted_whole,
         )  # fmt: skip
 
     def compare_weights(self, optimizer: Optimizer, store: dist.Store, name: str) -> str | None:
@@ -263,26 +291,4 @@ class Autopilot:
     def _part(self) -> None:
         sent: list[Any] = [randomness.fingerprint()]
         dist.broadcast_object_list(sent, group=self._group, group_src=0, device=torch.device("cpu"))
-        randomness.part(self._rank, sent[0])
-
-    def _average(self, value: Any, weight: float = 1.0) -> Any:
-        """Return a number averaged over the ranks, as the type that it was."""
-        if isinstance(value, torch.Tensor):
-            total = value.detach() * weight
-        elif isinstance(value, bool) or not isinstance(value, Real):
-            return value
-        else:
-            total = torch.tensor(float(value) * weight, dtype=torch.float64)
-        dist.all_reduce(total, group=self._group)
-        total = total / self._world_size
-        return total if isinstance(value, torch.Tensor) else total.item()
-
-    def _sharing_metric(self, original: Callable[..., None]) -> Callable[..., None]:
-        def step(scheduler: Any, metrics: Any, *args: Any, **kwargs: Any) -> None:
-            # It decides by the metric, and a metric of the rank's own share of the
-            # data would give every rank a learning rate of its own.
-            is_own = self._is_left_whole or self._wire.strategy.is_free
-            shared = metrics if is_own else self._average(metrics)
-            original(scheduler, shared, *args, **kwargs)
-
-        return step
+        randomness.part(self._loaders.rank, sent[0])

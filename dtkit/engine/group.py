@@ -27,11 +27,11 @@ from dtkit.engine.shell import current_shell
 from dtkit.horovod import alias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from dtkit.engine.agent import Agent
 
-__all__ = ["Group", "generation_of", "join", "leave", "open_store", "release"]
+__all__ = ["Group", "generation_of", "join", "leave", "open_store", "release", "subgroup"]
 
 COLLECTIVE_TIMEOUT_S = 24 * 3600
 """Ranks are freed by `release`, not by a time-out: a step may rightly take hours."""
@@ -125,6 +125,19 @@ def join(spec: dict[str, Any]) -> dict[str, Any]:
     return facts
 
 
+def subgroup(group: Group, ranks: Sequence[int]) -> dist.ProcessGroup | None:
+    """Return the process group of these ranks; None if it is one. A collective among them."""
+    if len(ranks) == 1:
+        return None
+    found = dist.group.WORLD
+    if len(ranks) < group.world_size:
+        found = dist.new_group(list(ranks), use_local_synchronization=True)
+    if found is None:
+        msg = "the process group is gone; see %dist_reset"
+        raise RuntimeError(msg)
+    return found
+
+
 def generation_of(owner: Agent) -> int:
     """Return which of the session's groups this rank is in; 0: in none."""
     return 0 if owner.group is None else owner.group.generation
@@ -140,6 +153,10 @@ def leave() -> None:
     group.links.close()
     # The last failed cell's frames hold it otherwise, with its threads and connections.
     memory.forget_last_error(getattr(sys, "last_value", None))
+    if "torch.distributed.fsdp" in sys.modules:  # loading it takes a second
+        from dtkit.engine.parallel.retirement import retire
+
+        retire()
     owner.detached += replicas.detach()
     default = dist.group.WORLD
     if dist.is_initialized():

@@ -93,11 +93,13 @@ class Shares:
 
     def __init__(
         self, written: Iterable[Iterable[Any]], group: dist.ProcessGroup, *, is_global: bool,
-        drop_last: bool,
+        drop_last: bool, place: tuple[int, int] | None = None,
     ) -> None:  # fmt: skip
         self._written = written
         self._group = group
-        self._rank, self._world_size = dist.get_rank(group), dist.get_world_size(group)
+        # Which part of the data, of how many: one for each rank, unless ranks share a model.
+        self._rank, self._world_size = place or (dist.get_rank(group), dist.get_world_size(group))
+        self._is_first = dist.get_rank(self._group) == 0
         self._num_merged = 1 if is_global else self._world_size
         self._drop_last = drop_last
         self.newest: deque[Share] = deque()
@@ -158,7 +160,7 @@ class Shares:
     def _receive(self) -> Iterator[list[Any]]:
         """Yield the written batches as rank 0 draws them."""
         first = randomness.fingerprint()
-        written = map(list, self._written) if self._rank == 0 else iter(())
+        written = map(list, self._written) if self._is_first else iter(())
         while True:
             sent: list[Any] = [(first, list(islice(written, _CHUNK)))]
             dist.broadcast_object_list(
@@ -177,11 +179,18 @@ class ShardedLoaders:
     Args:
         group: the ranks among whom the data is divided.
         is_global: whether the written batch size is that of all ranks together.
+
+    Attributes:
+        num_ranks: how many ranks there are.
+        rank: which part of the data is this rank's.
+        num_parts: into how many it is divided: one for each rank, until `divide` is called.
     """
 
     def __init__(self, group: dist.ProcessGroup, *, is_global: bool) -> None:
-        self._group = group
-        self._is_global = is_global
+        self.group = group
+        self.rank, self.num_ranks = dist.get_rank(group), dist.get_world_size(group)
+        self.num_parts = self.num_ranks
+        self.is_global = is_global
         self._twins: WeakKeyDictionary[DataLoader[Any], DataLoader[Any]] = WeakKeyDictionary()
         self.batch_sizes: list[int] = []
         """As written, of the loaders that were divided; 0: not known."""
@@ -192,6 +201,13 @@ class ShardedLoaders:
         """Return what each loader's newest pass drew on this rank."""
         found = {loader: _batches_of(twin).drawn for loader, twin in self._twins.items()}
         return WeakKeyDictionary({k: v for k, v in found.items() if v is not None})
+
+    def divide(self, rank: int, num_parts: int) -> None:
+        """Divide the data otherwise: ranks that hold one model together get the same."""
+        if (rank, num_parts) != (self.rank, self.num_parts):
+            self.rank, self.num_parts = rank, num_parts
+            self._twins.clear()
+            self.batch_sizes.clear()
 
     def twin(self, loader: DataLoader[Any]) -> DataLoader[Any] | None:
         """Return the loader that yields this rank's share, None to leave `loader` whole."""
@@ -215,7 +231,10 @@ class ShardedLoaders:
 
     def _divide(self, written: Any, _number: int) -> Shares:
         drop_last = bool(getattr(written, "drop_last", False))
-        return Shares(written, self._group, is_global=self._is_global, drop_last=drop_last)
+        return Shares(
+            written, self.group, is_global=self.is_global, drop_last=drop_last,
+            place=(self.rank, self.num_parts),
+        )  # fmt: skip
 
 
 def skip(twin: DataLoader[Any], num: int, then: Callable[[], None]) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "find_models",
     "live_modules",
     "named_in",
+    "optimizers_used",
     "parameters_of",
     "running_statistics",
     "sparse_parameters",
@@ -103,22 +104,28 @@ def averages_itself(optimizer: object) -> bool:
     return bool(getattr(optimizer, "_dtkit_distributed", False))
 
 
+def optimizers_used(source: str, namespace: Mapping[str, Any]) -> list[torch.optim.Optimizer]:
+    """Return the optimizers of earlier cells that a cell names and does not make anew."""
+    return [
+        value
+        for name, value in namespace.items()
+        if issubclass(type(value), torch.optim.Optimizer) and _is_taken_over(name, source)
+    ]
+
+
 def uses_distributed(source: str, namespace: Mapping[str, Any]) -> bool:
     """Return whether a cell uses an optimizer of an earlier cell that combines gradients itself."""
-    return any(
-        _is_taken_over(name, source)
-        for name, value in namespace.items()
-        if issubclass(type(value), torch.optim.Optimizer) and averages_itself(value)
-    )
+    return any(averages_itself(optimizer) for optimizer in optimizers_used(source, namespace))
 
 
 def named_in(source: str, namespace: Mapping[str, Any]) -> list[nn.Module]:
     """Return the models in a namespace that a cell goes on with."""
-    return [
-        value
-        for name, value in namespace.items()
-        if issubclass(type(value), nn.Module) and _is_taken_over(name, source)
+    values = [
+        v.model if getattr(type(v), "dtkit_model", False) else v
+        for k, v in namespace.items()
+        if _is_taken_over(k, source)
     ]
+    return [v for v in values if issubclass(type(v), nn.Module)]
 
 
 def _is_taken_over(name: str, source: str) -> bool:

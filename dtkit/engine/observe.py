@@ -15,12 +15,14 @@ from torch.optim import optimizer as optim
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
+from dtkit.engine.outermost import Outermost, found_inf
+from dtkit.engine.parallel.norms import own_parts
 from dtkit.engine.patches import replaced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["Sink", "observing"]
+__all__ = ["Sink", "observing", "unseen"]
 
 _HIDDEN: list[str] = []
 """Packages that torch's compiler was told to leave alone, which lasts for the process."""
@@ -55,6 +57,9 @@ class Sink(Protocol):
     def before_clipping(self, grads: Sequence[torch.Tensor]) -> bool:
         """Gradients are about to be clipped, or their norm to be taken; returns whether to clip."""
 
+    def norm_of(self, grads: Sequence[torch.Tensor], order: float) -> torch.Tensor | None:
+        """The norm of gradients that several ranks hold together; None: these are whole."""
+
     def holds(self, optimizer: optim.Optimizer) -> bool:
         """Whether an optimizer's next step is to be held back."""
 
@@ -80,7 +85,7 @@ def observing(sink: Sink) -> Iterator[None]:
     with ExitStack() as stack:
         for owner, name, make in _patches(sink):
             stack.enter_context(replaced(owner, name, make))
-        outermost = _Outermost(sink)
+        outermost = Outermost(sink)
         stack.callback(optim.register_optimizer_step_pre_hook(outermost.before).remove)
         stack.callback(optim.register_optimizer_step_post_hook(outermost.after).remove)
         yield
@@ -110,30 +115,6 @@ def _schedulers(cls: type[LRScheduler]) -> list[type[LRScheduler]]:
     return [cls, *derived] if "step" in cls.__dict__ else derived
 
 
-class _Outermost:
-    """Tells a step from the steps of the optimizers that it wraps."""
-
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
-        self._optimizer: optim.Optimizer | None = None
-
-    def before(self, optimizer: optim.Optimizer, args: Any, kwargs: Any) -> Any:
-        # The same optimizer again: its last step raised and never reached `after`.
-        if self._optimizer not in (None, optimizer):
-            return None
-        self._optimizer = optimizer
-        # args[0] is the optimizer itself.
-        given = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        closure = self._sink.before_step(optimizer, given)
-        return None if closure is given else (args[:1], {**kwargs, "closure": closure})
-
-    def after(self, optimizer: optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-        if self._optimizer is optimizer:
-            self._optimizer = None
-            if not _found_inf(optimizer):
-                self._sink.after_step(optimizer)
-
-
 def _backward(sink: Sink, original: Callable[..., Any]) -> Callable[..., Any]:
     is_inside = False
 
@@ -156,7 +137,15 @@ def _backward(sink: Sink, original: Callable[..., Any]) -> Callable[..., Any]:
             sink.after_backward(has_failed=has_failed)
         return result
 
+    backward.dtkit_original = original  # type: ignore[attr-defined]  # for `unseen`
     return backward
+
+
+@contextmanager
+def unseen() -> Iterator[None]:
+    """Let backward passes within the context be no business of the run's."""
+    with replaced(torch.autograd, "backward", lambda f: getattr(f, "dtkit_original", f)):
+        yield
 
 
 def _listed(value: Any) -> list[Any]:
@@ -218,7 +207,7 @@ def _scaler_step(sink: Sink, original: Callable[..., Any]) -> Callable[..., Any]
         sink.before_unscaling(optimizer)
         done: list[bool] = []
         handle = optimizer.register_step_post_hook(
-            lambda opt, _args, _kwargs: done.append(not _found_inf(opt))
+            lambda opt, _args, _kwargs: done.append(not found_inf(opt))
         )
         try:
             result = original(self, optimizer, *args, **kwargs)
@@ -273,14 +262,11 @@ def _schedule(sink: Sink) -> Callable[[Callable[..., None]], Callable[..., None]
 def _group(sink: Sink, original: Callable[..., Any]) -> Callable[..., Any]:
     def group(tensors: Any, *args: Any, **kwargs: Any) -> Any:
         may_clip = sink.before_clipping(tensors[0])
-        is_clipping = "clip" in sys._getframe(1).f_code.co_name  # noqa: SLF001  or it takes the norm
-        return original(tensors, *args, **kwargs) if may_clip or not is_clipping else {}
+        caller = sys._getframe(1)  # noqa: SLF001  it clips, or takes the norm
+        if "clip" in caller.f_code.co_name:
+            return original([own_parts(tensors[0])], *args, **kwargs) if may_clip else {}
+        norm = sink.norm_of(tensors[0], caller.f_locals.get("norm_type", 2.0))
+        # One number has the norm that all of them have together.
+        return original(tensors if norm is None else [[norm.reshape(1)]], *args, **kwargs)
 
     return group
-
-
-def _found_inf(optimizer: Any) -> bool:
-    # Fused optimizers are called even when the step is to be skipped, with this
-    # attribute set; their hooks run although the parameters stay as they were.
-    found = getattr(optimizer, "found_inf", None)
-    return found is not None and bool(found.item())

@@ -58,6 +58,7 @@ class Recorder:
         self.rank = rank
         self.num_steps = 0
         self.batch_size = 0
+        self.num_holders = 1
         self.has_sent = False
         """Whether it is known what this rank sends to average gradients."""
         self.device = device
@@ -86,7 +87,7 @@ class Recorder:
         self._loss = 0.0
         self._num_losses = 0
         self._device_losses: list[tuple[torch.Tensor, float]] = []
-        self._samples = 0
+        self._samples = 0.0
         self._even = 0.0
         self._has_whole = False
         self._data_s = 0.0
@@ -127,8 +128,8 @@ class Recorder:
         """
         self._has_whole |= is_whole
         self.batch_size = num_samples
-        self._samples += num_samples
-        self._even += even
+        self._samples += num_samples / self.num_holders
+        self._even += even / self.num_holders
         self._data_s += wait_s
 
     def waited(self, seconds: float) -> None:
@@ -185,7 +186,7 @@ class Recorder:
     def even_share(self) -> int | None:
         """Samples of this rank in the step that goes on; None if it has not an even share."""
         is_even = self._samples and self._samples == self._even and not self._has_whole
-        return self._samples if is_even else None
+        return int(self._samples) if is_even and self.num_holders == 1 else None
 
     def log_ratio(self, name: str, numerator: Any, denominator: Any) -> None:
         """Keep a metric that is a ratio: of the ranks' sums, not a mean of their ratios."""

@@ -13,14 +13,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch.distributed as dist
-
 from dtkit.compression import Compression
 from dtkit.engine.accumulate import Accumulation
 from dtkit.engine.agent import agent
 from dtkit.engine.autopilot import Autopilot
 from dtkit.engine.control import Control, RunStopped
+from dtkit.engine.group import subgroup
 from dtkit.engine.observe import observing
+from dtkit.engine.parallel.unedited import sharder_of
 from dtkit.engine.parts import make_parts
 from dtkit.engine.precision import Precision, measure_slowdown, slowdown_note
 from dtkit.engine.recorder import Recorder
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from dtkit.engine.agent import Agent
     from dtkit.engine.checkpointing.part import Checkpoints
     from dtkit.engine.group import Group
+    from dtkit.engine.parallel.layout import Layout
     from dtkit.engine.parts import Part
     from dtkit.engine.position import Position
 
@@ -76,7 +77,7 @@ class ActiveRun:
         )
         self._parts: tuple[Part, ...] = ()
         self.dir = Path(spec["dir"])
-        self.group = self._group_of(self.ranks)
+        self.group = subgroup(self._group, self.ranks)
         self.checkpoints: Checkpoints | None = None
         self.wire: Wire | None = None
         """What gradients travel through, if dtkit averages them."""
@@ -159,10 +160,20 @@ class ActiveRun:
         """Tell the user something about this run."""
         self.recorder.emit(Note(self._group.rank, text))
 
+    def arrange(self, layout: Layout) -> None:
+        """Train as a model wants it that several ranks hold together."""
+        layout.check_recipe(self.recipe)
+        self._counts_for(layout)
+        if self.autopilot is not None:
+            self.autopilot.arrange(layout)
+
     def stand_back(self, params: Sequence[torch.Tensor], reason: str) -> None:
         """Leave parameters, and how the cell's data is divided, to whoever distributes them."""
         if self.autopilot is not None:
             self.autopilot.stand_back(params, reason)
+
+    def _counts_for(self, layout: Layout) -> None:
+        self.recorder.num_holders = layout.num_holders
 
     def waited(self, seconds: float) -> None:
         """Note that this rank has waited so long for other ranks' gradients, until now."""
@@ -245,17 +256,6 @@ class ActiveRun:
             self.note(text)
         return precision
 
-    def _group_of(self, ranks: tuple[int, ...]) -> dist.ProcessGroup | None:
-        if len(ranks) == 1:
-            return None
-        group = dist.group.WORLD
-        if len(ranks) < self._group.world_size:
-            group = dist.new_group(list(ranks), use_local_synchronization=True)
-        if group is None:
-            msg = "the process group is gone; see %dist_reset"
-            raise RuntimeError(msg)
-        return group
-
     def _make_autopilot(self) -> Autopilot | None:
         if self.recipe.manual or self.group is None:
             return None
@@ -267,7 +267,9 @@ class ActiveRun:
             is_global_batch=self.recipe.batch == "global",
             note=self.note,
             on_wait=self.waited,
+            on_layout=self._counts_for,
             is_deferred=self.recipe.accumulate > 1,
+            sharder=sharder_of(strategy),
         )
 
 

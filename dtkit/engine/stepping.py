@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from dtkit.engine.models import parameters_of
+from dtkit.engine.parallel.norms import total_norm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
     from dtkit.engine.accumulate import Accumulation
     from dtkit.engine.autopilot import Autopilot
+    from dtkit.engine.parallel.layout import Layout
     from dtkit.engine.precision import Precision
 
 __all__ = ["HELD", "REAL", "SKIPPED", "Gate", "Stepping"]
@@ -49,6 +52,11 @@ class Stepping:
         self._aside: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.ratio = 1.0
         """What the last written step weighs in its group."""
+
+    @property
+    def layout(self) -> Layout | None:
+        """Of a model that several ranks hold together."""
+        return None if self._autopilot is None else self._autopilot.layout
 
     def prepare(self, namespace: Mapping[str, Any]) -> None:
         """Get to know the optimizers that earlier cells made."""
@@ -203,3 +211,10 @@ class Gate:
     def before_clipping(self, grads: Sequence[torch.Tensor]) -> bool:
         """Average first: clipping looks at all gradients."""
         return self.stepping.before_clipping(grads)
+
+    def norm_of(self, grads: Sequence[torch.Tensor], order: float) -> torch.Tensor | None:
+        """Return the norm of gradients that several ranks hold together; None: they are whole."""
+        layout = self.stepping.layout
+        if layout is None and not any(isinstance(grad, DTensor) for grad in grads):
+            return None
+        return total_norm(grads, order, layout)

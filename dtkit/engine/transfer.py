@@ -6,52 +6,77 @@ import itertools
 import socket
 from typing import Any
 
+from dtkit.chunks import Exported, block_of, bytes_of, send_chunks
+from dtkit.engine.parallel.pieces import Pieces
 from dtkit.engine.shell import current_shell
 from dtkit.packing import pack, receive, send, unpack
 
-__all__ = ["accept", "drop", "export", "lookup", "read", "receive_from", "send_to"]
+__all__ = [
+    "accept",
+    "drop",
+    "export",
+    "lookup",
+    "read",
+    "read_block",
+    "receive_from",
+    "send_parts_to",
+    "send_to",
+]
 
 # Any: the user's own objects.
 
 _NUMBERS = itertools.count()
-_EXPORTED: dict[int, list[memoryview]] = {}
-"""Buffers that the driver has been told of and has not taken yet, by number."""
 
 
-def export(name: str) -> tuple[int, bytes, list[int]]:
+_EXPORTED: dict[int, tuple[list[memoryview], list[Any]]] = {}
+"""Buffers and parts that the driver has been told of and has not taken yet, by number."""
+
+
+def export(name: str) -> Exported:
     """Make the object called `name` ready; classes defined in cells go along by value.
 
     A name may have attributes: `model.head`. Tensors, and modules with all their
     tensors, arrive on the CPU; the rank's own object is unchanged.
-
-    Returns:
-        A number to ask for it with, its pickle, and the sizes in bytes of its buffers.
 
     Raises:
         NameError: there is no such name.
         TypeError: it cannot be pickled.
     """
     value = lookup(name)
+    pieces = Pieces()
     try:
-        head, buffers = pack(value)
+        head, buffers = pack(value, pieces.reduce)
     except Exception as error:
         msg = f"{name} ({type(value).__name__}) cannot be carried: {error}"
         raise TypeError(msg) from error
     number = next(_NUMBERS)
-    _EXPORTED[number] = buffers
-    return number, head, [buffer.nbytes for buffer in buffers]
+    _EXPORTED[number] = buffers, pieces.parts
+    sizes = [buffer.nbytes for buffer in buffers]
+    return Exported(number, head, sizes, pieces.wholes, pieces.chunks, sorted(pieces.ranks))
 
 
 def send_to(path: str, number: int) -> None:
     """Send an exported object's buffers to the driver's socket, from where they lie."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(path)
-        send(connection, _EXPORTED[number])
+        send(connection, _EXPORTED[number][0])
+
+
+def send_parts_to(path: str, number: int, wanted: list[int]) -> None:
+    """Send some of the parts of an exported object's tensors to the driver's socket."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(path)
+        send_chunks(connection, [_EXPORTED[number][1][index] for index in wanted])
 
 
 def read(number: int, index: int, start: int, stop: int) -> bytes:
-    """Return a part of one of an exported object's buffers."""
-    return bytes(_EXPORTED[number][index][start:stop])
+    """Return a piece of one of an exported object's buffers."""
+    return bytes(_EXPORTED[number][0][index][start:stop])
+
+
+def read_block(number: int, index: int, block: int) -> bytes:
+    """Return a block of one of the parts of an exported object's tensors."""
+    return bytes(bytes_of(block_of(_EXPORTED[number][1][index], block)))
 
 
 def drop(number: int) -> None:

@@ -11,6 +11,7 @@ from dtkit.recipe import Recipe
 
 if TYPE_CHECKING:
     import dtkit
+    from dtkit.options import RunOptions
     from dtkit.run import Run
 
 # Any: what a cell leaves in its namespace.
@@ -43,9 +44,16 @@ class Rig:
         exec(compile(cell, "<cell>", "exec"), namespace)  # noqa: S102  what is tested
         return namespace
 
-    def train(self, cell: str, batch: str = "global", *, manual: bool = False) -> Run:
-        """Run a cell under `%%dist_train`."""
-        return self.session.train(cell, recipe=Recipe(batch=batch, manual=manual))
+    def train(
+        self,
+        cell: str,
+        batch: str = "global",
+        *,
+        options: RunOptions | None = None,
+        **recipe: Any,
+    ) -> Run:
+        """Run a cell under `%%dist_train`; `recipe` has further fields of its recipe."""
+        return self.session.train(cell, recipe=Recipe(batch=batch, **recipe), options=options)
 
     def values(self, expression: str) -> list[Any]:
         """Evaluate an expression on every rank; literals only."""

@@ -18,6 +18,7 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
 import dtkit.session_core as core
+from dtkit.chunks import Exported
 from dtkit.cluster import Execution, Reply, Slot
 from dtkit.magics import MAGICS, lines
 from dtkit.magics.arguments import Parser
@@ -79,7 +80,7 @@ class FakeEngines:
     def call(self, function: str, *_args: Any, ranks: Any = None, **_kwargs: Any) -> dict[int, Any]:
         facts = {"device_name": "none", "torch": "0", "python": "0", "host": "here"}
         answers = {
-            "dtkit.engine.transfer:export": (0, pickle.dumps(None), []),
+            "dtkit.engine.transfer:export": Exported(0, pickle.dumps(None), [], [], [], []),
             "dtkit.engine.refill:export": (b"", [], []),
             "dtkit.engine.refill:equalize": [],
             "dtkit.engine.replicas:names_of_replicas": [],

@@ -24,6 +24,7 @@ BASE = (
     "dtkit.errors",
     "dtkit.checkpoint_files",
     "dtkit.packing",
+    "dtkit.chunks",
     "dtkit._ranks",
     "dtkit.compression",
     "dtkit.strategy",
@@ -81,6 +82,8 @@ SESSION = (
     "dtkit.sweep",
     "dtkit.trials",
     "dtkit.tune",
+    "dtkit.gathering",
+    "dtkit.serving",
     "dtkit.transfer",
     "dtkit.waiting",
 )
@@ -188,6 +191,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "IPython",
         "dtkit.checkpoint_files",
         "dtkit.packing",
+        "dtkit.chunks",
         "dtkit.compression",
         "dtkit.strategy",
         "dtkit.horovod.alias",  # engines import Horovod's interface by Horovod's name
@@ -211,6 +215,7 @@ MAY_IMPORT_LAZILY: dict[str, tuple[str, ...]] = {
         "dtkit.magics",
         "dtkit.engine.checkpointing.face",
         "dtkit.engine.log",
+        "dtkit.engine.parallel",
         "IPython",
     ),
     "dtkit.horovod.launch": ("dtkit.session", "horovod", "torch"),  # horovodrun may be Horovod's
@@ -219,6 +224,7 @@ MAY_IMPORT_LAZILY: dict[str, tuple[str, ...]] = {
         "dtkit.engine.group",
         "dtkit.engine.run",
     ),  # in a process that is an engine
+    "dtkit.chunks": ("numpy", "torch"),  # what is carried may be tensors
     "dtkit.packing": ("cloudpickle", "numpy", "torch"),  # what is carried may be tensors
     "dtkit._text": ("dtkit.telemetry",),  # the types that it puts into words
     "dtkit._staleness": ("dtkit.telemetry",),  # the types that it draws

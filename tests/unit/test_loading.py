@@ -11,6 +11,8 @@ ROOT = Path(__file__).parents[2] / "dtkit"
 # signature before.
 UNPICKLES = {
     "packing.py": "%dist_pull, %dist_push: from a rank of this session, from its driver",
+    "engine/checkpointing/read.py": "a checkpoint's index: by an unpickler that knows its classes",
+    "engine/refill.py": "%dist_restart --refill: from a rank of this session, over its driver",
     "horovod/torch/functions.py": "hvd.broadcast_object: from a rank of the group, as torch's own",
     "horovod/launch/function.py": "horovod.run: from its own processes, in a folder of its own",
     "horovod/launch/worker.py": "horovod.run: the call, from the process that started this one",
@@ -29,7 +31,15 @@ def calls(source: str) -> list[tuple[str, str, ast.Call]]:
 
 
 def unpickled(source: str) -> bool:
-    return any(owner in PICKLERS and name in LOADERS for owner, name, _ in calls(source))
+    bases = [
+        ast.unparse(base)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ClassDef)
+        for base in node.bases
+    ]
+    return "pickle.Unpickler" in bases or any(
+        owner in PICKLERS and name in LOADERS for owner, name, _ in calls(source)
+    )
 
 
 def unsafe_loads(source: str) -> list[int]:

@@ -24,8 +24,10 @@ NAMES = {
     "last_tuning",
     "load_ipython_extension",
     "log",
+    "pipeline",
     "resume",
     "runs",
+    "shard",
     "unload_ipython_extension",
 }
 

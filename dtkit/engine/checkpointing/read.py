@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor, empty
 
 from dtkit.checkpoint_files import Manifest
-from dtkit.engine.checkpointing.tree import assemble, dismantle, leaves
+from dtkit.engine.checkpointing.tree import assemble, dismantle, leaves, state_here
 from dtkit.engine.models import parameters_of
 from dtkit.errors import CheckpointError
 
@@ -73,6 +73,8 @@ def load(checkpoint: Path, objects: Mapping[str, Any], rank: int, world_size: in
     is_same = manifest.world_size == world_size
     saved = torch.load(checkpoint / f"rank-{rank if is_same else 0}.pt", weights_only=True)
     outlines = {name: saved["objects"][name] for name in objects}
+    if not is_same:
+        _complete(outlines, objects, checkpoint, manifest.world_size)
     reader = _Reader(checkpoint)
     targets = _targets(objects, outlines, reader.read_metadata(), checkpoint)
     if not is_same and any(name.startswith("rank ") for name in targets):
@@ -83,8 +85,28 @@ def load(checkpoint: Path, objects: Mapping[str, Any], rank: int, world_size: in
         raise CheckpointError(msg)
     _read(reader, targets)
     for name, thing in objects.items():
-        thing.load_state_dict(assemble(outlines[name], targets))
+        state = assemble(outlines[name], targets)
+        if isinstance(thing, torch.nn.Module) and any(p.is_meta for p in thing.parameters()):
+            thing.load_state_dict(state, strict=False)  # a pipeline's: the rest is on other ranks
+        else:
+            thing.load_state_dict(state)
     return saved["extra"] if is_same else None
+
+
+def _complete(
+    outlines: dict[str, Any], objects: Mapping[str, Any], checkpoint: Path, num_ranks: int
+) -> None:
+    """Add what of a model only other ranks had: the stages of a pipeline."""
+    wanted = {name: set(state_here(thing)) for name, thing in objects.items()
+              if hasattr(thing, "parameters")}  # fmt: skip
+    for rank in range(1, num_ranks):
+        if all(names <= set(outlines[name]) for name, names in wanted.items()):
+            return
+        saved = torch.load(checkpoint / f"rank-{rank}.pt", weights_only=True)
+        for name in wanted:
+            outlines[name] = {**saved["objects"][name], **outlines[name]}
+    for name, names in wanted.items():
+        outlines[name] = {key: outlines[name][key] for key in names & set(outlines[name])}
 
 
 class _Reader(FileSystemReader):
@@ -113,7 +135,7 @@ def _targets(
     own: dict[str, torch.Tensor] = {}
     shards: dict[str, torch.Tensor] = {}
     for name, thing in objects.items():
-        dismantle(thing.state_dict(), name, own)
+        dismantle(state_here(thing), name, own)
         if isinstance(thing, torch.optim.Optimizer):
             shards |= {f"{name}/state/{i}": p for i, p in enumerate(parameters_of(thing))}
     targets = {}

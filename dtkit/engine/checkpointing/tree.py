@@ -10,12 +10,25 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["assemble", "dismantle", "leaves", "renamed"]
+__all__ = ["assemble", "dismantle", "leaves", "renamed", "state_here"]
 
 # Any, throughout: state dictionaries are nested values of any kind.
 
 _MARK = "dtkit.tensor"
 """First item of the tuple that stands in an outline for a tensor; the second is its name."""
+
+
+def state_here(thing: Any) -> Any:
+    """Return the state of an object, as far as it is on this rank."""
+    state = thing.state_dict()
+    if not isinstance(thing, torch.nn.Module):
+        return state
+    # What is on the meta device is a stage of a pipeline that another rank has.
+    return {
+        name: value
+        for name, value in state.items()
+        if not (isinstance(value, torch.Tensor) and value.is_meta)
+    }
 
 
 def dismantle(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:

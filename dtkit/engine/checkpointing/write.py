@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from dtkit.checkpoint_files import Manifest, free_name, prune, publish
 from dtkit.engine.checkpointing.ranks import reason
-from dtkit.engine.checkpointing.tree import dismantle, renamed
+from dtkit.engine.checkpointing.tree import dismantle, renamed, state_here
 from dtkit.engine.weights import digest
 from dtkit.errors import CheckpointError
 
@@ -158,7 +158,7 @@ class Writer:
         self, objects: Mapping[str, Any], tensors: dict[str, torch.Tensor], step: int
     ) -> dict[str, Any]:
         """Return what the other ranks must know of this one's state."""
-        outlines = {n: dismantle(o.state_dict(), n, tensors) for n, o in objects.items()}
+        outlines = {n: dismantle(state_here(o), n, tensors) for n, o in objects.items()}
         if self._ranks.rank == 0:
             self._folder.mkdir(parents=True, exist_ok=True)
         return {
@@ -256,7 +256,7 @@ def _names(
     """Return what each tensor is stored as: one that is not equal everywhere, by rank."""
     return {
         name: name
-        if all(other.get(name) == mine for other in digests)
+        if all(other.get(name, mine) == mine for other in digests)
         else f"rank {rank}/{name}"
         for name, mine in digests[rank].items()
         if name in tensors

@@ -73,6 +73,11 @@ class GradSynchronizer:
         """Whether there was a backward pass since the gradients were last averaged."""
         return self._last_reduced < self._passes.num_begun
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing left to average."""
+        return not self.params and self._tensors is tuple
+
     def flush(self) -> None:
         """Average now whatever `backward()` left unaveraged."""
         self._passes.flush([self])
@@ -88,10 +93,11 @@ class GradSynchronizer:
         """Leave these parameters to somebody else."""
         params = list(params)
         gone = {id(p) for p in params}
+        had_params = bool(self.params)
         _remove({k: self._handles.pop(k) for k in gone.intersection(self._handles)})
         self.params = tuple(p for p in self.params if id(p) not in gone)
         self._sparse = tuple(p for p in self._sparse if id(p) not in gone)
-        if not self.params:
+        if had_params and not self.params:
             self._tensors = tuple
         self.forget_buckets()
         self._compressors.drop(params)

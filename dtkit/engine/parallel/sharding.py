@@ -1,0 +1,103 @@
+"""`dtkit.shard`: a rank keeps a part of each parameter, its gradient and optimizer state."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from weakref import ref
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from dtkit.engine import randomness, weights
+from dtkit.engine.models import state_of
+from dtkit.engine.parallel.allocator import return_large_blocks
+from dtkit.engine.parallel.layout import Layout, device_here, group_here, layout_of, make_mesh, mark
+from dtkit.engine.parallel.materialize import materialize
+from dtkit.engine.parallel.renewal import Renewal
+from dtkit.engine.parallel.report import say, summary
+from dtkit.engine.parallel.units import choose_units
+from dtkit.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.distributed.device_mesh import DeviceMesh
+
+__all__ = ["shard"]
+
+MIN_UNIT_PARAMS = 1_000_000
+
+
+def shard(
+    model: nn.Module,
+    *,
+    num_shards: int | None = None,
+    param_dtype: torch.dtype | None = None,
+    reduce_dtype: torch.dtype | None = None,
+    reshard_after_forward: bool = True,
+    min_unit_params: int = MIN_UNIT_PARAMS,
+) -> nn.Module:
+    """Shard a model over the ranks, in place (torch's FSDP2), and return it; call it on all ranks.
+
+    A unit (a repeated block, or a module large enough) is gathered while it computes. The
+    model starts from rank 0's weights; optimizers made before go on with the sharded
+    parameters. In a `%%dist_train` cell the DataLoaders are divided as ever.
+
+    A model that does not fit one rank is made under `with torch.device("meta"):`; each unit
+    gets its weights, by its modules' own `reset_parameters`, when it is its turn.
+
+    Args:
+        model: the model; its class, `state_dict` keys and forward pass stay.
+        num_shards: over how many ranks; None: all of them. Fewer make copies: with 4 ranks
+            and 2 shards there are 2 copies, whose gradients are averaged.
+        param_dtype: what units are gathered and computed in (bfloat16: half the messages and
+            half the memory of a gathered unit); the shards stay as they are.
+        reduce_dtype: what gradients are averaged in; None: `param_dtype`.
+        reshard_after_forward: whether a unit is let go of after its forward pass and gathered
+            again for the backward pass: less memory, half as much again is sent.
+        min_unit_params: units have so many parameters at least.
+
+    Raises:
+        InvalidInputError: there is one rank only, or num_shards does not divide their number.
+    """
+    group = group_here("dtkit.shard")
+    known = layout_of([model])
+    if known is not None:
+        msg = f"dtkit.shard: the model is {known.kind} already"
+        raise InvalidInputError(msg)
+    mesh = _mesh(group, num_shards)
+    policy = MixedPrecisionPolicy(
+        param_dtype, reduce_dtype, output_dtype=torch.float32 if param_dtype else None
+    )
+    if device_here().type == "cpu":
+        return_large_blocks()
+    renewal = Renewal(model)
+    units = choose_units(model, min_unit_params)
+    names = [type(unit).__name__ for unit in units]
+    randomness.share(group)
+    for unit in units:
+        materialize(unit, device_here())
+        weights.broadcast(_plain(unit), group)
+        fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
+    renewal.renew()
+    place = (dist.get_rank(group), dist.get_world_size(group))
+    mark(model, Layout("sharded", mesh, *place, 1, True, ref(group)))
+    say(group, summary(model, names, mesh))
+    return model
+
+
+def _mesh(group: dist.ProcessGroup, num_shards: int | None) -> DeviceMesh:
+    num_ranks = dist.get_world_size(group)
+    if num_shards is None or num_shards == num_ranks:
+        return make_mesh(group, (num_ranks,), ("data",))
+    if num_shards < 1 or num_ranks % num_shards:
+        msg = (
+            f"dtkit.shard(num_shards={num_shards}): it must divide the number of ranks, {num_ranks}"
+        )
+        raise InvalidInputError(msg)
+    return make_mesh(group, (num_ranks // num_shards, num_shards), ("copy", "shard"))
+
+
+def _plain(unit: nn.Module) -> list[torch.Tensor]:
+    """Return what a unit holds that no inner unit has sharded already."""
+    return [t for t in state_of([unit], []) if type(t).__name__ != "DTensor"]

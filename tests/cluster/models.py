@@ -1,0 +1,153 @@
+"""Models that are trained whole and in parts, and the cell that trains them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rig import relative_error
+
+if TYPE_CHECKING:
+    from rig import Rig
+
+    from dtkit.run import Run
+
+__all__ = ["CELL", "MODELS", "SETUP", "assert_trains_as_one", "cell_for"]
+
+SETUP = """
+import dtkit, math
+import torch.nn.functional as F
+
+def MLP():
+    widths = [64, 48, 48, 48, 10]
+    layers = [nn.Sequential(nn.Linear(a, b), nn.Tanh()) for a, b in zip(widths, widths[1:])]
+    return nn.Sequential(*[module for layer in layers for module in layer][:-1])
+
+class Conv(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Flatten())
+        self.head = nn.Linear(16 * 16, 10)
+    def forward(self, x):
+        return self.head(self.features(x.view(-1, 1, 8, 8)))
+
+class Attention(nn.Module):
+    def __init__(self, width, num_heads):
+        super().__init__()
+        self.c_attn = nn.Linear(width, 3 * width)
+        self.c_proj = nn.Linear(width, width)
+        self.n_head, self.n_embd = num_heads, width
+    def forward(self, x):
+        B, T, C = x.size()
+        q, k, v = self.c_attn(x).split(self.n_embd, dim=2)
+        q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.c_proj(y.transpose(1, 2).contiguous().view(B, T, C))
+
+class Block(nn.Module):
+    def __init__(self, width, num_heads):
+        super().__init__()
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = Attention(width, num_heads)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+    def forward(self, x):
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+class GPT(nn.Module):
+    def __init__(self, width=32, num_heads=4, num_blocks=4):
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(17, width), nn.Embedding(16, width)
+        self.blocks = nn.ModuleList(Block(width, num_heads) for _ in range(num_blocks))
+        self.ln_f = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 17, bias=False)
+    def forward(self, tokens):
+        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1]))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.ln_f(x))
+
+class Embedded(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.wte, self.wpe = model.wte, model.wpe
+    def forward(self, tokens):
+        return self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1]))
+
+def layers_of(model):
+    if isinstance(model, Conv):
+        return [nn.Unflatten(1, (1, 8, 8)), *model.features, model.head]
+    if isinstance(model, GPT):
+        return [Embedded(model), *model.blocks, nn.Sequential(model.ln_f, model.head)]
+    return list(model)
+
+def loss_of(output, target):
+    return cross_entropy(output.reshape(-1, output.shape[-1]), target.reshape(-1))
+
+def whole(tensor):
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.clone()
+
+pixels = (X * 16).long()[:, 20:37]
+text_set = TensorDataset(pixels[:, :-1], pixels[:, 1:])
+"""
+"""An earlier cell, after the digits: a conv net, a small GPT, and what they train on."""
+
+MODELS = {
+    "mlp": ("MLP()", "train_set"),
+    "conv": ("Conv()", "train_set"),
+    "gpt": ("GPT()", "text_set"),
+}
+
+CELL = """
+torch.manual_seed(0)
+model = MODEL
+parts = model
+LAYOUT
+optimizer = torch.optim.SGD(parts.parameters(), lr=0.05, momentum=0.9)
+loader = DataLoader(DATA, batch_size=72, shuffle=True)
+losses = []
+for epoch in range(2):
+    for xb, yb in loader:
+        optimizer.zero_grad()
+        loss = LOSS
+        loss.backward()
+        if not losses:
+            grads = {name: whole(p.grad) for name, p in parts.named_parameters()}
+        CLIP
+        optimizer.step()
+        losses.append(loss.item())
+"""
+
+
+def cell_for(kind: str, layout: str, loss: str = "loss_of(model(xb), yb)", clip: str = "") -> str:
+    """Return the cell that trains one of `MODELS` for 50 steps."""
+    model, data = MODELS[kind]
+    replacements = {"MODEL": model, "LAYOUT": layout, "DATA": data, "LOSS": loss, "CLIP": clip}
+    cell = CELL
+    for word, text in replacements.items():
+        cell = cell.replace(word, text or "pass")
+    return cell
+
+
+def assert_trains_as_one(
+    rig: Rig, kind: str, layout: str, *, loss: str = "loss_of(model(xb), yb)", clip: str = "",
+    plain: str = "", **options: Any,
+) -> Run:  # fmt: skip
+    """Assert that losses over 50 steps and the first gradients are those of one process.
+
+    `plain` stands in that process in the place of `layout`.
+    """
+    expected = rig.plain(SETUP + cell_for(kind, plain, clip=clip))
+    run = rig.train(cell_for(kind, layout, loss, clip), **options)
+    assert len(expected["losses"]) == 50
+    assert relative_error(run.history["loss"], expected["losses"]) < 1e-5
+    grads = {}
+    for rank in rig.session.ranks:
+        grads |= rig.session.pull("grads", rank=rank).value
+    assert set(grads) == set(expected["grads"])
+    for name, grad in expected["grads"].items():
+        torch.testing.assert_close(grads[name], grad, rtol=0, atol=1e-6, msg=name)
+    return run
