@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 import os
 import platform
 import socket
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
 
 # Before there is a group: its functions have the one that exists then as their default, for ever.
 import torch.distributed.nn.functional
@@ -23,6 +25,7 @@ import torch.distributed.nn.functional
 from dtkit.engine import memory, replicas, status, where
 from dtkit.engine.agent import agent, install
 from dtkit.engine.links import Links
+from dtkit.engine.patches import replaced
 from dtkit.engine.shell import current_shell
 from dtkit.horovod import alias
 
@@ -125,13 +128,23 @@ def join(spec: dict[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def subgroup(group: Group, ranks: Sequence[int]) -> dist.ProcessGroup | None:
-    """Return the process group of these ranks; None if it is one. A collective among them."""
+def subgroup(group: Group, ranks: Sequence[int], name: str) -> dist.ProcessGroup | None:
+    """Return the process group of these ranks; None if it is one. A collective among them.
+
+    Args:
+        group: of all ranks.
+        ranks: of it, in order.
+        name: the same on all of them, and used for one group of these ranks only.
+    """
     if len(ranks) == 1:
         return None
     found = dist.group.WORLD
     if len(ranks) < group.world_size:
-        found = dist.new_group(list(ranks), use_local_synchronization=True)
+        # torch names it after how many groups this process has made, and hangs where ranks
+        # have made different ones: an earlier run on some of them, or a cell's own.
+        text = hashlib.sha256(f"{name} {list(ranks)}".encode()).hexdigest()
+        with replaced(c10d, "_hash_ranks_to_str", lambda _torch: lambda _ranks: text):
+            found = dist.new_group(list(ranks), use_local_synchronization=True)
     if found is None:
         msg = "the process group is gone; see %dist_reset"
         raise RuntimeError(msg)

@@ -77,7 +77,7 @@ class ActiveRun:
         )
         self._parts: tuple[Part, ...] = ()
         self.dir = Path(spec["dir"])
-        self.group = subgroup(self._group, self.ranks)
+        self.group = subgroup(self._group, self.ranks, spec["dir"])
         self.checkpoints: Checkpoints | None = None
         self.wire: Wire | None = None
         """What gradients travel through, if dtkit averages them."""

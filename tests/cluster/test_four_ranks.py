@@ -98,3 +98,9 @@ for i in range(3):
     for method, is_said in (("int8", True), ("fp16", False)):
         run = rig4.session.train(cell, recipe=Recipe(compress=method))
         assert any("each of the 3 others" in note for note in run.notes) is is_said
+
+
+def test_ranks_that_have_made_different_groups_before_form_another(rig4: Rig) -> None:
+    for ranks in ([1, 3], [0, 1], [0, 1, 2]):
+        run = rig4.session.train("model = nn.Linear(2, 2)", ranks=ranks)
+        assert run.state == "finished"
