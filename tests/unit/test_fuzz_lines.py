@@ -82,6 +82,9 @@ class FakeEngines:
         answers = {
             "dtkit.engine.transfer:export": Exported(0, pickle.dumps(None), [], [], [], []),
             "dtkit.engine.refill:export": (b"", [], []),
+            "dtkit.engine.check:collect": {
+                key: {} for key in ("parts", "missing", "random", "data")
+            },
             "dtkit.engine.refill:equalize": [],
             "dtkit.engine.replicas:names_of_replicas": [],
         }
