@@ -7,7 +7,7 @@ import statistics
 from typing import TYPE_CHECKING
 
 from dtkit._ranks import format_ranks
-from dtkit._staleness import staleness_text
+from dtkit.views.staleness import staleness_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -29,8 +29,8 @@ from dtkit.session import current_session, last_run
 from dtkit.values import RunFacts
 
 if TYPE_CHECKING:
-    from dtkit._comparison import Comparison
     from dtkit.events import Event
+    from dtkit.views.comparison import Comparison
 
 __all__ = ["Runs", "load", "open_run", "read_facts", "runs"]
 
@@ -84,7 +84,7 @@ class Runs(Mapping[str, Run]):
         Raises:
             InvalidInputError: there is no such run.
         """
-        from dtkit._comparison import Comparison  # draws: loads matplotlib when shown
+        from dtkit.views.comparison import Comparison  # draws: loads matplotlib when shown
 
         found = [self._find(name) for name in dict.fromkeys(names)]
         return Comparison([(read_facts(folder), load(folder).history) for folder in found])
@@ -99,7 +99,7 @@ class Runs(Mapping[str, Run]):
         return (self.folder / name).resolve()
 
     def _repr_mimebundle_(self, **_kwargs: Any) -> dict[str, str]:
-        from dtkit._runstable import runs_bundle
+        from dtkit.views.runstable import runs_bundle
 
         return runs_bundle(str(self.folder), self.facts())
 

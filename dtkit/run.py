@@ -250,7 +250,7 @@ class Run:
         write_facts(self.dir, facts)
 
     def _repr_mimebundle_(self, **_kwargs: Any) -> dict[str, object]:
-        from dtkit._summary import summary_bundle  # loads matplotlib: only when shown
+        from dtkit.views.summary import summary_bundle  # loads matplotlib: only when shown
 
         if self.state == "running":
             return summary_bundle(self.view(), self.output.blocks())

@@ -8,9 +8,9 @@ import time
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from dtkit._sweeptable import Outcome, compare
 from dtkit.errors import DtkitError, InvalidInputError
 from dtkit.recipe import Recipe
+from dtkit.views.sweeptable import Outcome, compare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -132,7 +132,7 @@ class Sweep:
             row.state = "stopped"
 
     def _repr_mimebundle_(self, **_kwargs: Any) -> dict[str, str]:
-        from dtkit._sweepview import sweep_bundle  # draws: loads matplotlib
+        from dtkit.views.sweepview import sweep_bundle  # draws: loads matplotlib
 
         return sweep_bundle(self.name, self.outcomes(), self._curves(), self.notes)
 
@@ -140,7 +140,7 @@ class Sweep:
         return [(row.label, row.run.history) for row in self.rows if row.run is not None]
 
     def __repr__(self) -> str:
-        from dtkit._sweepview import sweep_text
+        from dtkit.views.sweepview import sweep_text
 
         return sweep_text(self.name, self.outcomes(), self.notes)
 

@@ -7,14 +7,14 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from dtkit import archive
-from dtkit._comparison import mean_rate
-from dtkit._runstable import html_table, text_table
 from dtkit._text import format_rate
 from dtkit.errors import InvalidInputError
 from dtkit.trace.advice import advise
 from dtkit.trace.analysis import Analysis, RankTimes, analyse
 from dtkit.trace.profiles import Operators, read_operators
 from dtkit.trace.rows import read_run
+from dtkit.views.comparison import mean_rate
+from dtkit.views.runstable import html_table, text_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,13 +75,13 @@ class Timeline:
 
     def png(self) -> bytes:
         """Return the picture of the last steps."""
-        from dtkit._gantt import draw  # loads matplotlib
+        from dtkit.views.gantt import draw  # loads matplotlib
 
         return draw(self._traces, f"{self.run.name}: the last steps")
 
     def alt(self) -> str:
         """Return the picture in words."""
-        from dtkit._gantt import alt_text
+        from dtkit.views.gantt import alt_text
 
         return alt_text(self._traces)
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dtkit._comparison import smoothed
 from dtkit.errors import InvalidInputError
 from dtkit.options import RunOptions
+from dtkit.views.comparison import smoothed
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -206,12 +206,12 @@ class BatchTuning:
         return f"{first}; the largest that fits is {self.largest}"
 
     def _repr_mimebundle_(self, **_kwargs: Any) -> dict[str, str]:
-        from dtkit._tuneview import batch_bundle  # draws: loads matplotlib
+        from dtkit.views.tuneview import batch_bundle  # draws: loads matplotlib
 
         return batch_bundle(self)
 
     def __repr__(self) -> str:
-        from dtkit._tuneview import batch_text
+        from dtkit.views.tuneview import batch_text
 
         return batch_text(self)
 
@@ -283,7 +283,7 @@ class LrTuning:
         return text
 
     def _repr_mimebundle_(self, **_kwargs: Any) -> dict[str, str]:
-        from dtkit._tuneview import lr_bundle  # draws: loads matplotlib
+        from dtkit.views.tuneview import lr_bundle  # draws: loads matplotlib
 
         return lr_bundle(self)
 

@@ -11,10 +11,10 @@ import ipykernel
 from IPython.core.getipython import get_ipython
 from IPython.display import display
 
-from dtkit import _render as render
-from dtkit._guarded import GuardedDashboard
 from dtkit._ranks import format_ranks
-from dtkit.dashboard import make_dashboard
+from dtkit.views import render
+from dtkit.views.dashboard import make_dashboard
+from dtkit.views.guarded import GuardedDashboard
 from dtkit.waiting import in_background
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.magic import cell_magic, magics_class
 
 from dtkit._ranks import parse_ranks
-from dtkit._trialboard import TrialBoard
 from dtkit.errors import InvalidInputError
 from dtkit.magics.arguments import Parser, usage_errors
 from dtkit.magics.base import RANKS_HELP, DtkitMagics
@@ -18,6 +17,7 @@ from dtkit.magics.cells import serves_clicks, with_header
 from dtkit.magics.lines import add_run_arguments, options_of
 from dtkit.recipe import Recipe
 from dtkit.tune import TuneSettings
+from dtkit.views.trialboard import TrialBoard
 from dtkit.waiting import drive
 
 if TYPE_CHECKING:

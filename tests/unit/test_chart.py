@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 from run_views import make_empty_view, make_view
 
-from dtkit._axis import Limits, labels, log_ticks, step_end, ticks
-from dtkit._chart import HEIGHT_PX, WIDTH_PX, Chart, alt_text
+from dtkit.views.axis import Limits, labels, log_ticks, step_end, ticks
+from dtkit.views.chart import HEIGHT_PX, WIDTH_PX, Chart, alt_text
 
 BLUE, GREEN, ALARM = (0x00, 0x72, 0xB2), (0x00, 0x9E, 0x73), (0xB3, 0x47, 0x00)
 MAX_BYTES = 40_000
@@ -147,7 +147,7 @@ def test_the_users_own_style_does_not_reach_the_chart() -> None:
 
 def test_pyplot_is_never_loaded() -> None:
     code = (
-        "import sys; from run_views import make_view; from dtkit._chart import Chart; "
+        "import sys; from run_views import make_view; from dtkit.views.chart import Chart; "
         "Chart().render(make_view(), log_scale=True); sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})

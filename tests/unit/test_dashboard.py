@@ -21,16 +21,16 @@ from PIL import Image
 from run_views import make_empty_view, make_view
 from traitlets.config import Config
 
-from dtkit._controls import CANNOT_CLICK
-from dtkit._terminal import NullDashboard, Pace, TextDashboard
-from dtkit.dashboard import HtmlDashboard, WidgetDashboard, make_dashboard
 from dtkit.errors import InvalidInputError
 from dtkit.output import OutputBlock
+from dtkit.views.controls import CANNOT_CLICK
+from dtkit.views.dashboard import HtmlDashboard, WidgetDashboard, make_dashboard
+from dtkit.views.terminal import NullDashboard, Pace, TextDashboard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dtkit.dashboard import Dashboard
+    from dtkit.views.dashboard import Dashboard
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 BLOCKS = (OutputBlock((0, 1, 2, 3), "epoch <1>\n"),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from run_views import make_view
 
-from dtkit._guarded import GuardedDashboard
+from dtkit.views.guarded import GuardedDashboard
 
 
 class Broken:

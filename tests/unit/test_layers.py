@@ -35,28 +35,29 @@ BASE = (
     "dtkit.recipe",
     "dtkit.export",
     "dtkit.values",
-    "dtkit._staleness",
+    "dtkit.views.staleness",
     "dtkit._text",
     "dtkit._where",
 )
 VIEW = (
-    "dtkit._axis",
-    "dtkit._chart",
-    "dtkit._comparison",
-    "dtkit._controls",
-    "dtkit._gantt",
-    "dtkit._guarded",
-    "dtkit._render",
-    "dtkit._runstable",
-    "dtkit._summary",
-    "dtkit._sweeptable",
-    "dtkit._sweepview",
-    "dtkit._terminal",
-    "dtkit._trialboard",
-    "dtkit._tuneview",
-    "dtkit.dashboard",
+    "dtkit.views.axis",
+    "dtkit.views.chart",
+    "dtkit.views.comparison",
+    "dtkit.views.controls",
+    "dtkit.views.gantt",
+    "dtkit.views.guarded",
+    "dtkit.views.render",
+    "dtkit.views.runstable",
+    "dtkit.views.summary",
+    "dtkit.views.sweeptable",
+    "dtkit.views.sweepview",
+    "dtkit.views.terminal",
+    "dtkit.views.trialboard",
+    "dtkit.views.tuneview",
+    "dtkit.views.dashboard",
 )
 MAY_VIEW = (*VIEW, "dtkit.telemetry", "numpy", *BASE)
+MAY_DISPLAY = ("ipywidgets", "IPython.display", "IPython.core.getipython", *MAY_VIEW)
 SESSION = (
     "dtkit.advice",
     "dtkit.archive",
@@ -92,16 +93,16 @@ MAY_SESSION = (
     "dtkit.cluster",
     "dtkit.guard",
     "dtkit.telemetry",
-    "dtkit.dashboard",
+    "dtkit.views.dashboard",
     "dtkit.tensorboard",
     "dtkit.trace",
-    "dtkit._comparison",
-    "dtkit._gantt",
-    "dtkit._runstable",
-    "dtkit._summary",
-    "dtkit._sweeptable",
-    "dtkit._sweepview",
-    "dtkit._tuneview",
+    "dtkit.views.comparison",
+    "dtkit.views.gantt",
+    "dtkit.views.runstable",
+    "dtkit.views.summary",
+    "dtkit.views.sweeptable",
+    "dtkit.views.sweepview",
+    "dtkit.views.tuneview",
     "numpy",
     "psutil",  # whether the kernel that drove a run is alive
     *BASE,
@@ -116,21 +117,22 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "dtkit.telemetry": ("numpy", *BASE),
     "dtkit.trace": ("numpy", *BASE),
     "dtkit.tensorboard": ("tensorboard", "dtkit.telemetry", "numpy", *BASE),
-    "dtkit._axis": ("matplotlib", *MAY_VIEW),
-    "dtkit._chart": ("matplotlib", "PIL", *MAY_VIEW),
-    "dtkit._comparison": ("matplotlib", *MAY_VIEW),
-    "dtkit._controls": MAY_VIEW,
-    "dtkit._gantt": ("matplotlib", "dtkit.trace", *MAY_VIEW),
-    "dtkit._guarded": MAY_VIEW,
-    "dtkit._render": MAY_VIEW,
-    "dtkit._runstable": MAY_VIEW,
-    "dtkit._summary": MAY_VIEW,
-    "dtkit._sweeptable": MAY_VIEW,
-    "dtkit._sweepview": ("matplotlib", *MAY_VIEW),
-    "dtkit._trialboard": ("ipywidgets", "IPython.display", "IPython.core.getipython", *MAY_VIEW),
-    "dtkit._tuneview": ("matplotlib", *MAY_VIEW),
-    "dtkit._terminal": MAY_VIEW,
-    "dtkit.dashboard": ("ipywidgets", "IPython.display", "IPython.core.getipython", *MAY_VIEW),
+    "dtkit.views": (),
+    "dtkit.views.axis": ("matplotlib", *MAY_VIEW),
+    "dtkit.views.chart": ("matplotlib", "PIL", *MAY_VIEW),
+    "dtkit.views.comparison": ("matplotlib", *MAY_VIEW),
+    "dtkit.views.controls": MAY_VIEW,
+    "dtkit.views.gantt": ("matplotlib", "dtkit.trace", *MAY_VIEW),
+    "dtkit.views.guarded": MAY_VIEW,
+    "dtkit.views.render": MAY_VIEW,
+    "dtkit.views.runstable": MAY_VIEW,
+    "dtkit.views.summary": MAY_VIEW,
+    "dtkit.views.sweeptable": MAY_VIEW,
+    "dtkit.views.sweepview": ("matplotlib", *MAY_VIEW),
+    "dtkit.views.trialboard": MAY_DISPLAY,
+    "dtkit.views.tuneview": ("matplotlib", *MAY_VIEW),
+    "dtkit.views.terminal": MAY_VIEW,
+    "dtkit.views.dashboard": MAY_DISPLAY,
     # IPython's profile folders belong to the interface of ipyparallel's launchers.
     "dtkit.cluster": (
         "ipyparallel",
@@ -145,7 +147,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(SESSION, MAY_SESSION),
     "dtkit.transfer": ("psutil", *MAY_SESSION),  # asks for the free memory
     "dtkit.magics": (
-        "dtkit._guarded",
+        "dtkit.views.guarded",
         "dtkit.archive",
         "dtkit.session",
         "dtkit.session_core",
@@ -155,9 +157,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "dtkit.tensorboard",
         "dtkit.timeline",
         "dtkit.waiting",
-        "dtkit.dashboard",
-        "dtkit._render",
-        "dtkit._trialboard",
+        "dtkit.views.dashboard",
+        "dtkit.views.render",
+        "dtkit.views.trialboard",
         "dtkit.tune",
         "IPython",
         "ipykernel",  # its version decides whether buttons are served
@@ -227,8 +229,8 @@ MAY_IMPORT_LAZILY: dict[str, tuple[str, ...]] = {
     "dtkit.chunks": ("numpy", "torch"),  # what is carried may be tensors
     "dtkit.packing": ("cloudpickle", "numpy", "torch"),  # what is carried may be tensors
     "dtkit._text": ("dtkit.telemetry",),  # the types that it puts into words
-    "dtkit._staleness": ("dtkit.telemetry",),  # the types that it draws
-    "dtkit._tuneview": ("dtkit.tune",),  # the types that it draws
+    "dtkit.views.staleness": ("dtkit.telemetry",),  # the types that it draws
+    "dtkit.views.tuneview": ("dtkit.tune",),  # the types that it draws
     "dtkit.sweep": ("pandas",),  # optional: Sweep.to_pandas
     "dtkit.telemetry": ("pandas",),  # optional: History.to_pandas
 }
@@ -388,7 +390,7 @@ def test_most_functions_are_very_short() -> None:
         ),
         pytest.param(
             "dtkit.telemetry.state",
-            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import dtkit.dashboard",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import dtkit.views.dashboard",
             id="for-the-type-checker",
         ),
         pytest.param("dtkit.engine.run", "from dtkit.session import Session", id="engine-up"),
@@ -396,8 +398,8 @@ def test_most_functions_are_very_short() -> None:
         pytest.param("dtkit.engine.reduce.sync", "from ... import dashboard", id="relative-root"),
         pytest.param("dtkit.events", "import numpy", id="base-is-standard-library"),
         pytest.param("dtkit._text", "import dtkit.telemetry.view", id="only-the-types"),
-        pytest.param("dtkit.dashboard", "import IPython", id="only-a-part-of-IPython"),
-        pytest.param("dtkit._render", "import matplotlib.figure", id="matplotlib-elsewhere"),
+        pytest.param("dtkit.views.dashboard", "import IPython", id="only-a-part-of-IPython"),
+        pytest.param("dtkit.views.render", "import matplotlib.figure", id="matplotlib-elsewhere"),
         pytest.param("dtkit.magics.train", "from dtkit.cluster import Engines", id="two-down"),
         pytest.param("dtkit", "from dtkit.session import Session", id="face-eagerly"),
         pytest.param("dtkit.novelty", "", id="module-in-no-layer"),
@@ -414,7 +416,10 @@ def test_an_illegal_import_is_found(module: str, source: str) -> None:
         ("dtkit.engine.group", "from .reduce import sync\nfrom dtkit.engine import reduce"),
         ("dtkit.telemetry.state", "import json, numpy as np\nfrom dtkit import events"),
         ("dtkit", "def load_ipython_extension(ip):\n    from dtkit.magics import register"),
-        ("dtkit.dashboard", "from IPython.display import display\nfrom IPython import display"),
+        (
+            "dtkit.views.dashboard",
+            "from IPython.display import display\nfrom IPython import display",
+        ),
     ],
 )
 def test_a_legal_import_passes(module: str, source: str) -> None:

@@ -15,11 +15,12 @@ import pytest
 from PIL import Image
 from run_views import make_empty_view, make_rank, make_view
 
-from dtkit import _chart, _render, _text
-from dtkit._summary import card, summary_bundle
+from dtkit import _text
 from dtkit.events import RankStarted, StepBatch, Total
 from dtkit.output import OutputBlock
 from dtkit.telemetry import RunState, RunView
+from dtkit.views import chart, render
+from dtkit.views.summary import card, summary_bundle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,10 +97,10 @@ def every_html(view: RunView, blocks: tuple[OutputBlock, ...] = BLOCKS) -> str:
     png = b"not looked at"
     return "".join([
         card(view, blocks, png),
-        _render.ranks_table(view, is_full=True),
-        _render.notes_list(view),
-        _render.log_blocks(blocks, 4, max_chars=1000, is_live=True),
-        _render.log_blocks(blocks, 4, max_chars=1000, is_live=False),
+        render.ranks_table(view, is_full=True),
+        render.notes_list(view),
+        render.log_blocks(blocks, 4, max_chars=1000, is_live=True),
+        render.log_blocks(blocks, 4, max_chars=1000, is_live=False),
     ])  # fmt: skip
 
 
@@ -119,14 +120,14 @@ def every_view() -> list[RunView]:
 @pytest.mark.parametrize(("state", "expected"), STATES.items())
 def test_a_state_is_a_sign_and_a_word(state: str, expected: str) -> None:
     view = make_view(state=state)
-    assert Document(_render.state_line(view)).text.startswith(expected)
+    assert Document(render.state_line(view)).text.startswith(expected)
     assert _text.text_line(view).startswith(expected)
     assert _text.summary_text(view, ()).startswith(expected)
 
 
 def test_the_states_are_told_apart_without_colour() -> None:
     views = [make_view(state=state) for state in STATES]
-    assert len({re.sub("#[0-9A-F]{6}", "", _render.state_line(view)) for view in views}) == 8
+    assert len({re.sub("#[0-9A-F]{6}", "", render.state_line(view)) for view in views}) == 8
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ def test_the_bar_is_as_long_as_the_run_is_far(
     state: str, step: int, total_steps: int | None, width: str
 ) -> None:
     view = make_view(state=state, step=step, total_steps=total_steps)
-    assert f"width:{width}" in _render.state_line(view)
+    assert f"width:{width}" in render.state_line(view)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +197,7 @@ def test_numbers_are_short_text(
 
 
 def test_six_tiles_stand_in_one_row() -> None:
-    html = _render.tiles(make_view())
+    html = render.tiles(make_view())
     document = Document(html)
     assert document.tags.count("td") == 6
     assert document.tags.count("tr") == 1
@@ -208,18 +209,18 @@ def test_six_tiles_stand_in_one_row() -> None:
 
 
 def test_unknown_numbers_are_dashes() -> None:
-    html = _render.tiles(make_empty_view())
+    html = render.tiles(make_empty_view())
     assert "nan" not in html
     assert Document(html).text.count("–") == 9
-    assert rows_of(_render.ranks_table(make_empty_view(1))) == [
+    assert rows_of(render.ranks_table(make_empty_view(1))) == [
         ["0", "–", "0", "–", "–", "–", "–", "–", "–", "–", "○ starting"]
     ]
 
 
 def test_the_loss_is_compared_with_its_best() -> None:
-    assert "▼ best so far" in Document(_render.tiles(make_view(loss=0.5, best_loss=0.5))).text
-    assert "▲ best 0.5000" in Document(_render.tiles(make_view(loss=0.6, best_loss=0.5))).text
-    assert "▲ best -1.500" in Document(_render.tiles(make_view(loss=-1.0, best_loss=-1.5))).text
+    assert "▼ best so far" in Document(render.tiles(make_view(loss=0.5, best_loss=0.5))).text
+    assert "▲ best 0.5000" in Document(render.tiles(make_view(loss=0.6, best_loss=0.5))).text
+    assert "▲ best -1.500" in Document(render.tiles(make_view(loss=-1.0, best_loss=-1.5))).text
 
 
 @pytest.mark.parametrize(("num_lost", "since"), [(0, None), (2, None), (3, 198), (200, None)])
@@ -228,13 +229,13 @@ def test_a_loss_that_stays_nonfinite_is_said(num_lost: int, since: int | None) -
     raw[200 - num_lost :] = math.nan
     view = make_view(loss_raw=raw)
     assert _text.nonfinite_since(view) == since
-    assert ("✖ NaN/∞ since 198" in Document(_render.tiles(view)).text) == (since is not None)
+    assert ("✖ NaN/∞ since 198" in Document(render.tiles(view)).text) == (since is not None)
     assert ("✖ loss not finite since step 198" in _text.text_line(view)) == (since is not None)
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 8])
 def test_few_ranks_have_a_row_each(num_ranks: int) -> None:
-    rows = rows_of(_render.ranks_table(make_view(num_ranks)))
+    rows = rows_of(render.ranks_table(make_view(num_ranks)))
     assert [row[0] for row in rows] == [str(rank) for rank in range(num_ranks)]
     assert rows[0][1:7] == ["cuda:0", "200", "50.0", "35.0", "1.5", "13.5"]
     assert rows[0][8:] == ["1,264", "9.2 GiB", "● running"]
@@ -244,24 +245,24 @@ def test_few_ranks_have_a_row_each(num_ranks: int) -> None:
 def test_many_ranks_are_shown_by_their_extremes(num_ranks: int) -> None:
     ranks = tuple(make_rank(r, compute_ms=30.0 + r) for r in reversed(range(num_ranks)))
     view = make_view(ranks=ranks)
-    rows = rows_of(_render.ranks_table(view))
+    rows = rows_of(render.ranks_table(view))
     middle = (num_ranks - 1) // 2
     assert [row[0] for row in rows] == [f"{num_ranks - 1} slowest", f"{middle} median", "0 fastest"]
-    assert len(rows_of(_render.ranks_table(view, is_full=True))) == num_ranks
+    assert len(rows_of(render.ranks_table(view, is_full=True))) == num_ranks
 
 
 def test_many_ranks_do_not_hide_one_that_is_gone() -> None:
     ranks = tuple(make_rank(r, state="lost" if r == 7 else "running") for r in range(64))
-    rows = rows_of(_render.ranks_table(make_view(ranks=ranks)))
+    rows = rows_of(render.ranks_table(make_view(ranks=ranks)))
     assert [row[0] for row in rows if row[-1] == "✖ lost"] == ["7"]
     everyone = tuple(make_rank(r, state="failed") for r in range(64))
-    assert len(rows_of(_render.ranks_table(make_view(ranks=everyone)))) == 3
+    assert len(rows_of(render.ranks_table(make_view(ranks=everyone)))) == 3
 
 
 def test_a_slow_rank_is_marked_in_words() -> None:
     ranks = (make_rank(0, compute_ms=28.5), make_rank(1, compute_ms=43.6))
     view = make_view(ranks=ranks)
-    assert [row[7] for row in rows_of(_render.ranks_table(view))] == ["1.00 ×", "▲ slow 1.50 ×"]
+    assert [row[7] for row in rows_of(render.ranks_table(view))] == ["1.00 ×", "▲ slow 1.50 ×"]
     assert _text.slow_ranks(view) == [1]
     assert "1.50 x slow" in _text.summary_text(view, ())
 
@@ -269,37 +270,37 @@ def test_a_slow_rank_is_marked_in_words() -> None:
 def test_the_threshold_of_slow_is_not_slow_and_a_rank_alone_never_is() -> None:
     ranks = (make_rank(0, compute_ms=28.5), make_rank(1, compute_ms=43.5))
     assert _text.slow_ranks(make_view(ranks=ranks)) == []
-    assert "slow" not in _render.ranks_table(make_view(ranks=ranks))
+    assert "slow" not in render.ranks_table(make_view(ranks=ranks))
     assert "slow" not in _text.summary_text(make_view(ranks=ranks), ())
     assert _text.slow_ranks(make_view(1)) == []
-    assert rows_of(_render.ranks_table(make_view(1)))[0][7] == "–"
+    assert rows_of(render.ranks_table(make_view(1)))[0][7] == "–"
 
 
 def test_hosts_are_shown_when_there_are_several() -> None:
     ranks = (make_rank(0), make_rank(1, host="node2", device="cuda:0"))
-    rows = rows_of(_render.ranks_table(make_view(ranks=ranks)))
+    rows = rows_of(render.ranks_table(make_view(ranks=ranks)))
     assert [row[1] for row in rows] == ["node1 cuda:0", "node2 cuda:0"]
-    titles = Document(_render.ranks_table(make_view(ranks=ranks))).of("title")
+    titles = Document(render.ranks_table(make_view(ranks=ranks))).of("title")
     assert "node2, process 4001" in titles
 
 
 def test_logs_are_labelled_by_their_ranks() -> None:
-    document = Document(_render.log_blocks(BLOCKS, 4, max_chars=1000, is_live=False))
+    document = Document(render.log_blocks(BLOCKS, 4, max_chars=1000, is_live=False))
     assert document.text == "rank 0 epoch 1 saved ranks 1–3 epoch 1"
     assert document.tags.count("details") == 2
     assert len(document.of("open")) == 1
     same = (OutputBlock((0, 1, 2, 3), "hello\n"),)
-    document = Document(_render.log_blocks(same, 4, max_chars=1000, is_live=False))
+    document = Document(render.log_blocks(same, 4, max_chars=1000, is_live=False))
     assert document.text == "all ranks hello"
     assert "details" not in document.tags
     assert "overflow:auto" in " ".join(document.of("style"))
 
 
 def test_live_logs_neither_fold_nor_scroll_by_themselves() -> None:
-    document = Document(_render.log_blocks(BLOCKS, 4, max_chars=1000, is_live=True))
+    document = Document(render.log_blocks(BLOCKS, 4, max_chars=1000, is_live=True))
     assert "details" not in document.tags
     assert "overflow:auto" not in " ".join(document.of("style"))
-    assert "no rank printed" in _render.log_blocks((), 4, max_chars=1000, is_live=True)
+    assert "no rank printed" in render.log_blocks((), 4, max_chars=1000, is_live=True)
 
 
 def test_of_long_logs_the_newest_whole_lines_are_kept() -> None:
@@ -310,15 +311,15 @@ def test_of_long_logs_the_newest_whole_lines_are_kept() -> None:
     assert first == f"… {1000 - len(rest)} earlier lines are not shown"
     assert _text.tail(text, len(text)) == text
     blocks = tuple(OutputBlock((rank,), text) for rank in range(4))
-    assert len(_render.log_blocks(blocks, 4, max_chars=8000, is_live=False)) < 12_000
+    assert len(render.log_blocks(blocks, 4, max_chars=8000, is_live=False)) < 12_000
 
 
 def test_notes_metrics_and_errors_are_shown() -> None:
     view = make_view(state="failed", error="rank 2: ValueError: no\n  in line 3")
-    assert Document(_render.notes_list(view)).text == "1 model broadcast"
-    assert Document(_render.metrics_line(view)).text == "lr 0.0003 · accuracy 0.7132"
-    assert Document(_render.error_text(view)).text == "rank 2: ValueError: no in line 3"
-    assert _render.error_text(make_view()) == ""
+    assert Document(render.notes_list(view)).text == "1 model broadcast"
+    assert Document(render.metrics_line(view)).text == "lr 0.0003 · accuracy 0.7132"
+    assert Document(render.error_text(view)).text == "rank 2: ValueError: no in line 3"
+    assert render.error_text(make_view()) == ""
 
 
 def test_what_is_not_ours_is_escaped_everywhere() -> None:
@@ -377,7 +378,7 @@ def test_every_colour_is_readable_on_light_and_dark() -> None:
 
 
 def test_the_charts_own_colours_are_readable_on_its_white() -> None:
-    for colour in (_render.BLUE, _render.GREEN, _chart._ALARM, _chart._INK, _chart._MUTED):
+    for colour in (render.BLUE, render.GREEN, chart._ALARM, chart._INK, chart._MUTED):
         assert contrast(colour, "#FFFFFF") >= 3.0
 
 
@@ -417,7 +418,7 @@ def test_the_bundle_has_a_card_a_picture_and_text() -> None:
     document = Document(html)
     source = next(value for value in document.of("src"))
     assert source == f"data:image/png;base64,{bundle['image/png']}"
-    assert document.of("alt") == [_chart.alt_text(view)]
+    assert document.of("alt") == [chart.alt_text(view)]
     assert "✔ finished" in document.text
     assert "epoch 1" in document.text
     assert bundle["text/plain"] == _text.summary_text(view, BLOCKS)

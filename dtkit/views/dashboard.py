@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from IPython.core.getipython import get_ipython
 from IPython.display import display
 
-from dtkit import _render as render
-from dtkit._controls import Controls
-from dtkit._summary import card, ranks_panel, summary_bundle
-from dtkit._terminal import NullDashboard, Pace, TextDashboard
 from dtkit._text import MAX_ROWS, OVER, slow_ranks, text_line
 from dtkit.errors import InvalidInputError
+from dtkit.views import render
+from dtkit.views.controls import Controls
+from dtkit.views.summary import card, ranks_panel, summary_bundle
+from dtkit.views.terminal import NullDashboard, Pace, TextDashboard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,7 +109,7 @@ class HtmlDashboard:
 
     def start(self, view: RunView) -> None:
         """Display the card without numbers."""
-        from dtkit._chart import Chart  # matplotlib takes half a second
+        from dtkit.views.chart import Chart  # matplotlib takes half a second
 
         self._chart = Chart()
         self._handle = display(self._bundle(view, ()), raw=True, display_id=True)
@@ -172,7 +172,7 @@ class WidgetDashboard:
 
     def start(self, view: RunView) -> None:
         """Display the widgets, with an empty chart so that nothing moves when it fills."""
-        from dtkit._chart import Chart  # matplotlib takes half a second
+        from dtkit.views.chart import Chart  # matplotlib takes half a second
 
         self._chart = Chart()
         self._build(view)
@@ -271,7 +271,7 @@ class WidgetDashboard:
         self._draw_chart(view)
 
     def _draw_chart(self, view: RunView) -> None:
-        from dtkit._chart import alt_text
+        from dtkit.views.chart import alt_text
 
         log_scale = self._controls.has_log_scale
         drawn = (view.step, view.state in OVER, log_scale)

@@ -6,9 +6,9 @@ import base64
 from html import escape
 from typing import TYPE_CHECKING
 
-from dtkit import _render as render
-from dtkit._staleness import staleness_bars
 from dtkit._text import MAX_ROWS, OVER, summary_text
+from dtkit.views import render
+from dtkit.views.staleness import staleness_bars
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +34,7 @@ def summary_bundle(
     JupyterLab, Notebook, VS Code and nbconvert's HTML prefer the HTML; the PNG
     is for what cannot show HTML, nbconvert's PDF among it.
     """
-    from dtkit._chart import Chart  # matplotlib takes half a second
+    from dtkit.views.chart import Chart  # matplotlib takes half a second
 
     png = Chart(_FINAL_DPI).render(view, log_scale=log_scale)
     return {
@@ -49,7 +49,7 @@ def card(view: RunView, blocks: Sequence[OutputBlock], png: bytes) -> str:
 
     While the run goes on nothing in it folds, because drawing again would fold it.
     """
-    from dtkit._chart import alt_text
+    from dtkit.views.chart import alt_text
 
     is_live = view.state not in OVER
     source = base64.b64encode(png).decode()

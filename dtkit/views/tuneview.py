@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dtkit._runstable import html_table, text_table
 from dtkit._text import format_rate, format_size
+from dtkit.views.runstable import html_table, text_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dtkit._runstable import html_table, text_table
-from dtkit._sweeptable import samples_and_seconds, smoothed_loss
 from dtkit._text import GLYPHS, format_bytes, format_loss, format_rate, format_size, format_time
+from dtkit.views.runstable import html_table, text_table
+from dtkit.views.sweeptable import samples_and_seconds, smoothed_loss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dtkit._sweeptable import Outcome
     from dtkit.telemetry import History
+    from dtkit.views.sweeptable import Outcome
 
 __all__ = ["sweep_bundle", "sweep_text"]
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dtkit._terminal import TextDashboard
+from dtkit.views.terminal import TextDashboard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dtkit.dashboard import Dashboard
     from dtkit.output import OutputBlock
     from dtkit.telemetry.view import RunView
+    from dtkit.views.dashboard import Dashboard
 
     Blocks = tuple[OutputBlock, ...]
 

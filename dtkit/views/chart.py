@@ -17,9 +17,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dtkit._axis import Limits, labels, log_ticks, step_end, ticks
-from dtkit._render import BLUE, GREEN
 from dtkit._text import OVER, format_loss, format_rate, nonfinite_since
+from dtkit.views.axis import Limits, labels, log_ticks, step_end, ticks
+from dtkit.views.render import BLUE, GREEN
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
