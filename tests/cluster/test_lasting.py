@@ -144,7 +144,10 @@ def test_the_next_kernel_sees_the_whole_run_and_stops_it(leave: Callable[..., Le
         assert session.facts[1]["pid"] in session.pids()
         session.execute("dist.all_reduce(is_over)")
         assert left.runs["lasting"].state == "stopped"
-        assert tensorboard_steps(run) == steps
+        # One curve from the first step to the last; of a fast run not every point.
+        shown = tensorboard_steps(run)
+        assert shown == sorted(set(shown))
+        assert (shown[0], shown[-1]) == (steps[0], steps[-1])
         trace = json.loads((run.dir / "timeline.json").read_text())
         assert f"step {steps[-1]:.0f}" in {event.get("name") for event in trace["traceEvents"]}
     assert not [process for process in processes if process and process.is_alive]
