@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dtkit._spec import split_spec
 from dtkit.errors import InvalidInputError
 
 __all__ = ["GATHERED", "METHODS", "Compression"]
@@ -55,15 +56,10 @@ class Compression:
         Raises:
             InvalidInputError: it says nothing that there is.
         """
-        name, colon, number = text.partition(":")
-        if name not in METHODS:
-            msg = f"--compress {text}: choose one of {', '.join(map(_usage, METHODS))}"
-            raise InvalidInputError(msg)
+        names = {name: argument.name if argument else "" for name, argument in METHODS.items()}
+        name, number = split_spec("--compress", text, names)
         argument = METHODS[name]
-        if argument is None:
-            if colon:
-                msg = f"--compress {text}: {name} takes no number; write --compress {name}"
-                raise InvalidInputError(msg)
+        if argument is None or number is None:
             return cls(name)
         return cls(name, _number(text, name, number, argument))
 
@@ -86,8 +82,3 @@ def _number(text: str, name: str, number: str, argument: _Argument) -> float:
         )
         raise InvalidInputError(msg)
     return value
-
-
-def _usage(name: str) -> str:
-    argument = METHODS[name]
-    return name if argument is None else f"{name}:{argument.name}"

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from dtkit._spec import split_spec
 from dtkit.errors import InvalidInputError
 
 __all__ = ["STRATEGIES", "Strategy"]
@@ -79,17 +80,11 @@ class Strategy:
         Raises:
             InvalidInputError: it says nothing that there is.
         """
-        name, colon, number = text.partition(":")
-        if name not in STRATEGIES:
-            msg = f"--strategy {text}: choose one of {', '.join(map(_usage, STRATEGIES))}"
-            raise InvalidInputError(msg)
-        kind = STRATEGIES[name]
-        if not kind.argument:
-            if colon:
-                msg = f"--strategy {text}: {name} takes no number; write --strategy {name}"
-                raise InvalidInputError(msg)
+        names = {name: kind.argument for name, kind in STRATEGIES.items()}
+        name, number = split_spec("--strategy", text, names)
+        if number is None:
             return cls(name)
-        return cls(name, _number(text, name, number, kind))
+        return cls(name, _number(text, name, number, STRATEGIES[name]))
 
     @property
     def is_loose(self) -> bool:
@@ -130,8 +125,3 @@ def _number(text: str, name: str, number: str, kind: _Kind) -> float:
         f"as in {name}:{kind.example}"
     )
     raise InvalidInputError(msg)
-
-
-def _usage(name: str) -> str:
-    argument = STRATEGIES[name].argument
-    return f"{name}:{argument}" if argument else name

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from torch.nn.parallel import DistributedDataParallel
-
-from dtkit.engine.models import BY_DDP, live_modules
+from dtkit.engine.models import BY_DDP, live_replicas
 from dtkit.engine.reduce.ddp import DdpHook
 
 if TYPE_CHECKING:
@@ -64,10 +62,8 @@ class UsersDdp:
     def found(self) -> None:
         """Compress what models of earlier cells send, too."""
         if self._wire.compression.name != "none":
-            for module in live_modules():
-                is_whole = "reducer" in vars(module)  # else its constructor raised
-                if is_whole and issubclass(type(module), DistributedDataParallel):
-                    self._compress(module)
+            for model in live_replicas():
+                self._compress(model)
 
     def close(self) -> None:
         """Let the models send as DDP does."""

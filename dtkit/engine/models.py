@@ -21,6 +21,7 @@ __all__ = [
     "averages_itself",
     "find_models",
     "live_modules",
+    "live_replicas",
     "named_in",
     "optimizers_used",
     "parameters_of",
@@ -75,6 +76,15 @@ def live_modules() -> list[nn.Module]:
     types = list(map(type, objects))
     wanted = {kind for kind in set(types) if issubclass(kind, nn.Module)}
     return list(itertools.compress(objects, map(wanted.__contains__, types)))
+
+
+def live_replicas() -> list[DistributedDataParallel]:
+    """Return the DDP models that are alive; one whose constructor raised is none."""
+    return [
+        module
+        for module in live_modules()
+        if isinstance(module, DistributedDataParallel) and "reducer" in vars(module)
+    ]
 
 
 def state_of(models: Iterable[nn.Module], params: Iterable[torch.Tensor]) -> list[torch.Tensor]:

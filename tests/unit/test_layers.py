@@ -26,6 +26,7 @@ BASE = (
     "dtkit.packing",
     "dtkit.chunks",
     "dtkit._ranks",
+    "dtkit._spec",
     "dtkit.compression",
     "dtkit.strategy",
     "dtkit.events",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.nn.parallel import DistributedDataParallel
 
-from dtkit.engine.models import live_modules
+from dtkit.engine.models import live_replicas
 from dtkit.engine.patches import replaced
 from dtkit.engine.reduce.ddp import DdpHook
 from dtkit.engine.trace.collectives import Launch
@@ -46,7 +46,7 @@ class SeenReplicas:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Watch within the context."""
-        self._unseen = [m for m in live_modules() if issubclass(type(m), DistributedDataParallel)]
+        self._unseen = live_replicas()
         try:
             with replaced(DistributedDataParallel, "__init__", self._making):
                 yield
