@@ -11,7 +11,7 @@ from benchmarks.result import Result, Settings, Spread, number, paired
 from dtkit.recipe import Recipe
 
 if TYPE_CHECKING:
-    from dtkit.session import Session
+    from dtkit.driver.session import Session
 
 __all__ = ["STRATEGIES", "straggler"]
 

@@ -23,15 +23,15 @@ from dtkit.errors import DtkitError, InvalidInputError, RankError
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from dtkit.archive import runs
+    from dtkit.driver.runs.archive import runs
+    from dtkit.driver.runs.run import Run
+    from dtkit.driver.session import Session, current_session
+    from dtkit.driver.trials.sweep import Sweep
+    from dtkit.driver.trials.tune import BatchTuning, LrTuning
     from dtkit.engine.checkpointing.face import checkpoint, resume
     from dtkit.engine.log import log
     from dtkit.engine.parallel.pipelining import pipeline
     from dtkit.engine.parallel.sharding import shard
-    from dtkit.run import Run
-    from dtkit.session import Session, current_session
-    from dtkit.sweep import Sweep
-    from dtkit.tune import BatchTuning, LrTuning
 
     last_run: Run | None
     last_sweep: Sweep | None
@@ -59,13 +59,13 @@ __all__ = [
 ]
 
 _LAZY = {
-    "Session": "dtkit.session",
+    "Session": "dtkit.driver.session",
     "checkpoint": "dtkit.engine.checkpointing.face",
-    "current_session": "dtkit.session",
+    "current_session": "dtkit.driver.session",
     "log": "dtkit.engine.log",
     "pipeline": "dtkit.engine.parallel.pipelining",
     "resume": "dtkit.engine.checkpointing.face",
-    "runs": "dtkit.archive",
+    "runs": "dtkit.driver.runs.archive",
     "shard": "dtkit.engine.parallel.sharding",
 }
 _NEWEST = {"last_run": "run", "last_sweep": "sweep", "last_tuning": "tuning"}
@@ -75,7 +75,7 @@ def __getattr__(name: str) -> object:
     import importlib  # inside: the module's names are its public face
 
     if name in _NEWEST:
-        return getattr(importlib.import_module("dtkit.session_core").Registry, _NEWEST[name])
+        return getattr(importlib.import_module("dtkit.driver.core").Registry, _NEWEST[name])
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     msg = f"module 'dtkit' has no attribute {name!r}"

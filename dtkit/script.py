@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from dtkit.compression import Compression
+from dtkit.driver.runs.run import Run, create_run
 from dtkit.engine.accumulate import Accumulation
 from dtkit.engine.autopilot import Autopilot
 from dtkit.engine.control import Control
@@ -29,7 +30,6 @@ from dtkit.horovod.place import place_of
 from dtkit.horovod.rendezvous import make_group
 from dtkit.options import RunOptions
 from dtkit.recipe import Recipe
-from dtkit.run import Run, create_run
 
 if TYPE_CHECKING:
     from dtkit.engine.parallel.layout import Layout

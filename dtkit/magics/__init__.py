@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dtkit.driver.core import Registry
+from dtkit.driver.waiting import drive_async
 from dtkit.magics.arguments import usage_errors
 from dtkit.magics.attaching import DistOrphanMagics, is_restarting
 from dtkit.magics.awaiting import AWAIT_NAME, rewrite
@@ -14,8 +16,6 @@ from dtkit.magics.opening import DistMagics
 from dtkit.magics.repairing import DistRepairMagics
 from dtkit.magics.running import DistCellMagics
 from dtkit.magics.tuning import DistTuneMagics
-from dtkit.session_core import Registry
-from dtkit.waiting import drive_async
 
 if TYPE_CHECKING:
     from collections.abc import Callable

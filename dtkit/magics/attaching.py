@@ -6,12 +6,12 @@ from IPython.core.getipython import get_ipython
 from IPython.core.magic import line_magic, magics_class
 from IPython.display import display
 
+from dtkit.driver.session import Session, last_run
 from dtkit.errors import InvalidInputError
 from dtkit.magics.arguments import Parser, usage_errors
 from dtkit.magics.base import DtkitMagics, say
 from dtkit.magics.cells import go_on_in_background, show_run
 from dtkit.magics.tables import OrphanTable, StageLine
-from dtkit.session import Session, last_run
 
 __all__ = ["ORPHANS", "DistOrphanMagics", "attach", "is_restarting", "note_orphans", "started_line"]
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.magic import Magics
 from IPython.display import display
 
+from dtkit.driver.session import Session, current_session, obituary
 from dtkit.errors import InvalidInputError
-from dtkit.session import Session, current_session, obituary
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell

@@ -12,18 +12,18 @@ from IPython.core.getipython import get_ipython
 from IPython.display import display
 
 from dtkit._ranks import format_ranks
+from dtkit.driver.waiting import in_background
 from dtkit.views import render
 from dtkit.views.dashboard import make_dashboard
 from dtkit.views.guarded import GuardedDashboard
-from dtkit.waiting import in_background
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from dtkit.celloutput import CellOutput, Display
-    from dtkit.requests import Requests
-    from dtkit.run import Run
-    from dtkit.session import Session
+    from dtkit.driver.requests import Requests
+    from dtkit.driver.runs.celloutput import CellOutput, Display
+    from dtkit.driver.runs.run import Run
+    from dtkit.driver.session import Session
 
 __all__ = [
     "ShownCell",

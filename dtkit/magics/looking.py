@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.error import UsageError
 from IPython.core.magic import line_magic, magics_class
 
-from dtkit.archive import runs
+from dtkit.driver.runs.archive import runs
+from dtkit.driver.runs.timeline import timeline_of
+from dtkit.driver.session import current_session, last_run
 from dtkit.magics.arguments import Parser, usage_errors
 from dtkit.magics.base import DtkitMagics, say
-from dtkit.session import current_session, last_run
 from dtkit.tensorboard.server import Boards, has_events
-from dtkit.timeline import timeline_of
 
 if TYPE_CHECKING:
-    from dtkit.archive import Runs
+    from dtkit.driver.runs.archive import Runs
+    from dtkit.driver.runs.timeline import OperatorTable, Timeline, Timelines
     from dtkit.tensorboard.server import TensorBoard
-    from dtkit.timeline import OperatorTable, Timeline, Timelines
 
 __all__ = ["DistLookMagics"]
 

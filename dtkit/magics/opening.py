@@ -8,11 +8,11 @@ from IPython.core.error import UsageError
 from IPython.core.magic import line_magic, magics_class
 from traitlets import Unicode
 
+from dtkit.driver.session import Session, current_session
 from dtkit.magics.arguments import Parser, usage_errors
 from dtkit.magics.attaching import attach, note_orphans, started_line
 from dtkit.magics.base import DtkitMagics, say
 from dtkit.magics.tables import PlaceTable, StageLine, StatusTable
-from dtkit.session import Session, current_session
 from dtkit.values import DEFAULT_LEASE, Lease
 
 if TYPE_CHECKING:

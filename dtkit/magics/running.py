@@ -11,6 +11,7 @@ from IPython.core.error import UsageError
 from IPython.core.magic import line_cell_magic, line_magic, magics_class
 
 from dtkit._ranks import parse_ranks
+from dtkit.driver.waiting import drive
 from dtkit.magics.arguments import usage_errors
 from dtkit.magics.base import DtkitMagics, say
 from dtkit.magics.cells import (
@@ -21,12 +22,11 @@ from dtkit.magics.cells import (
     with_header,
 )
 from dtkit.magics.lines import STOP, options_of, parse_train, recipe_of, split_dist
-from dtkit.waiting import drive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dtkit.requests import Requests
+    from dtkit.driver.requests import Requests
 
 __all__ = ["DistCellMagics"]
 

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.magic import cell_magic, magics_class
 
 from dtkit._ranks import parse_ranks
+from dtkit.driver.trials.tune import TuneSettings
+from dtkit.driver.waiting import drive
 from dtkit.errors import InvalidInputError
 from dtkit.magics.arguments import Parser, usage_errors
 from dtkit.magics.base import RANKS_HELP, DtkitMagics
 from dtkit.magics.cells import serves_clicks, with_header
 from dtkit.magics.lines import add_run_arguments, options_of
 from dtkit.recipe import Recipe
-from dtkit.tune import TuneSettings
 from dtkit.views.trialboard import TrialBoard
-from dtkit.waiting import drive
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
 
-    from dtkit.requests import Requests
+    from dtkit.driver.requests import Requests
 
 __all__ = ["DistTuneMagics"]
 

@@ -16,7 +16,7 @@ from dtkit.views.runstable import html_table, text_table
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dtkit.tune import BatchTuning, LrTuning
+    from dtkit.driver.trials.tune import BatchTuning, LrTuning
 
 __all__ = ["batch_bundle", "batch_text", "lr_bundle"]
 

@@ -10,7 +10,7 @@ from rig import relative_error
 if TYPE_CHECKING:
     from rig import Rig
 
-    from dtkit.run import Run
+    from dtkit.driver.runs.run import Run
 
 __all__ = ["CELL", "MODELS", "SETUP", "assert_trains_as_one", "cell_for"]
 

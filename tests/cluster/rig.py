@@ -11,8 +11,8 @@ from dtkit.recipe import Recipe
 
 if TYPE_CHECKING:
     import dtkit
+    from dtkit.driver.runs.run import Run
     from dtkit.options import RunOptions
-    from dtkit.run import Run
 
 # Any: what a cell leaves in its namespace.
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from rig import Rig
 
-    from dtkit.run import Run
+    from dtkit.driver.runs.run import Run
 
 TOLERANCE = 1e-6
 SETUP = """

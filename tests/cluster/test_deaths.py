@@ -11,9 +11,9 @@ import psutil
 import pytest
 from test_faults import SETUP
 
+from dtkit.driver.session import current_session
 from dtkit.errors import ClusterDiedError, EngineDiedError, RankError
 from dtkit.options import RunOptions
-from dtkit.session import current_session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,9 +13,9 @@ import pytest
 from rig import DIGITS
 
 import dtkit
+from dtkit.driver.runs.run import Run
 from dtkit.export import Cell, write_script
 from dtkit.recipe import Recipe
-from dtkit.run import Run
 
 if TYPE_CHECKING:
     from rig import Rig

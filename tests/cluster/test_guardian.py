@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dtkit.cluster import AttachedCluster
+from dtkit.driver.orphans import choose_orphan, end_orphan, list_orphans
 from dtkit.errors import InvalidInputError, StartError
 from dtkit.guard import record as records
 from dtkit.guard.__main__ import Guardian
 from dtkit.guard.processes import Identity, end
 from dtkit.guard.record import RankRun, SessionRecord, active_ranks
-from dtkit.orphans import choose_orphan, end_orphan, list_orphans
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

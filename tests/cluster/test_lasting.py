@@ -15,17 +15,17 @@ import pytest
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
 import dtkit
-from dtkit.archive import runs
+from dtkit.driver.runs.archive import runs
+from dtkit.driver.waiting import drive
 from dtkit.errors import ClusterDiedError, RankError
 from dtkit.guard.processes import Identity
 from dtkit.guard.record import RankRun, SessionRecord, find_records
-from dtkit.waiting import drive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from dtkit.run import Run
+    from dtkit.driver.runs.run import Run
 
 DRIVER = """
 import sys

@@ -12,9 +12,9 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 import dtkit
+from dtkit.driver.session import current_session
 from dtkit.errors import RankError
 from dtkit.guard.processes import Identity
-from dtkit.session import current_session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,7 +14,7 @@ from dtkit.options import RunOptions
 if TYPE_CHECKING:
     from rig import Rig
 
-    from dtkit.run import Run
+    from dtkit.driver.runs.run import Run
 
 CELL = """
 torch.manual_seed(0)

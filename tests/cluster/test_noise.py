@@ -12,7 +12,7 @@ from dtkit.recipe import Recipe
 if TYPE_CHECKING:
     from rig import Rig
 
-    from dtkit.run import Run
+    from dtkit.driver.runs.run import Run
 
 # Weights that hardly move: the exact scale stays what it is at the start.
 CELL = """

@@ -15,7 +15,7 @@ from dtkit.telemetry import RunState
 if TYPE_CHECKING:
     from rig import Rig
 
-    from dtkit.run import Run
+    from dtkit.driver.runs.run import Run
 
 LOOP = """
 import dtkit

@@ -10,7 +10,7 @@ import torch
 from models import MODELS, SETUP, assert_trains_as_one, cell_for
 
 import dtkit
-import dtkit.transfer
+import dtkit.driver.transfer.verbs
 from dtkit.errors import InvalidInputError, RankError
 from dtkit.options import RunOptions
 
@@ -76,7 +76,7 @@ def test_a_part_comes_over_in_pieces_from_another_host(
 ) -> None:
     rig.session.execute("torch.manual_seed(1); net = nn.Linear(300, 7001)\ndtkit.shard(net)")
     here = rig.session.pull("net").value
-    monkeypatch.setattr("dtkit.gathering.platform.node", lambda: "elsewhere")
+    monkeypatch.setattr("dtkit.driver.transfer.gathering.platform.node", lambda: "elsewhere")
     monkeypatch.setattr("dtkit.chunks._BLOCK", 1 << 20)
     rig.session.execute("import dtkit.chunks; dtkit.chunks._BLOCK = 1 << 20")
     there = rig.session.pull("net").value
@@ -92,7 +92,7 @@ def test_what_does_not_fit_the_notebook_is_refused_before_it_is_sent(
 ) -> None:
     rig.session.execute("net = nn.Linear(512, 512); dtkit.shard(net)")
     memory = psutil.virtual_memory()._replace(available=1_000_000)
-    monkeypatch.setattr(dtkit.transfer.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(dtkit.driver.transfer.verbs.psutil, "virtual_memory", lambda: memory)
     with pytest.raises(InvalidInputError, match=r"net has 1\.0 MiB, and 976\.6 KiB are free"):
         rig.session.pull("net")
 

@@ -22,7 +22,7 @@ from dtkit.trace.rows import read_run
 if TYPE_CHECKING:
     from rig import Rig
 
-    from dtkit.run import Run
+    from dtkit.driver.runs.run import Run
 
 LOOP = """
 import time

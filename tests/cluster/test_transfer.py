@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import dtkit
-import dtkit.transfer
+import dtkit.driver.transfer.verbs
 from dtkit.errors import InvalidInputError
 
 MADE = """
@@ -57,8 +57,8 @@ def test_a_model_arrives_as_it_is(
 ) -> None:
     session2.execute(MADE)
     if not is_here:
-        monkeypatch.setattr(dtkit.transfer.platform, "node", lambda: "elsewhere")
-        monkeypatch.setattr(dtkit.transfer, "_PIECE", 100_000)
+        monkeypatch.setattr(dtkit.driver.transfer.verbs.platform, "node", lambda: "elsewhere")
+        monkeypatch.setattr(dtkit.driver.transfer.verbs, "_PIECE", 100_000)
     check = session2.pull("check").value
     pulled = session2.pull("model", rank=1)
     assert pulled.num_bytes > 4000 * 100 * 4 + 200_000 * 8
@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     session2.execute("import torch; big = torch.zeros(1000_000)")
     memory = psutil.virtual_memory()._replace(available=4_100_000)
-    monkeypatch.setattr(dtkit.transfer.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(dtkit.driver.transfer.verbs.psutil, "virtual_memory", lambda: memory)
     with pytest.raises(InvalidInputError, match=r"big has 3\.8 MiB, and 3\.9 MiB are free"):
         session2.pull("big")
     counted = "len(__import__('dtkit.engine.transfer', fromlist=['x'])._EXPORTED)"

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from dtkit.driver.trials.tune import BatchTuning, LrTuning, TuneSettings
 from dtkit.errors import InvalidInputError, RankError
 from dtkit.recipe import Recipe
-from dtkit.tune import BatchTuning, LrTuning, TuneSettings
 
 if TYPE_CHECKING:
     from rig import Rig

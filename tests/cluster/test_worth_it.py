@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from rig import Rig
 
-    from dtkit.run import Run
+    from dtkit.driver.runs.run import Run
 
 CELL = """
 import time

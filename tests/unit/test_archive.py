@@ -10,12 +10,12 @@ import numpy as np
 import psutil
 import pytest
 
-from dtkit.archive import load, runs
+from dtkit.driver.runs.archive import load, runs
+from dtkit.driver.runs.run import Run, create_run
 from dtkit.errors import InvalidInputError
 from dtkit.events import STEP_COLUMNS, LogBatch, RankEnded, RankStarted, StepBatch, encode
 from dtkit.options import RunOptions
 from dtkit.recipe import Recipe
-from dtkit.run import Run, create_run
 
 if TYPE_CHECKING:
     from pathlib import Path

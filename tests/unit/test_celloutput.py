@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dtkit.celloutput import CellOutput
+from dtkit.driver.runs.celloutput import CellOutput
 from dtkit.events import Event, Note, encode
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 from dtkit.cluster.deaths import exit_text, last_words
-from dtkit.failures import freed_text, own_frames
+from dtkit.driver.failures import freed_text, own_frames
 
 TRACEBACK = """\
 -----------

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
-import dtkit.session_core as core
 from dtkit.chunks import Exported
 from dtkit.cluster import Execution, Reply, Slot
+from dtkit.driver import core
+from dtkit.driver.session import Session, current_session
 from dtkit.magics import MAGICS, lines
 from dtkit.magics.arguments import Parser
-from dtkit.session import Session, current_session
 from dtkit.tensorboard import server
 
 if TYPE_CHECKING:

@@ -59,38 +59,7 @@ VIEW = (
 )
 MAY_VIEW = (*VIEW, "dtkit.telemetry", "numpy", *BASE)
 MAY_DISPLAY = ("ipywidgets", "IPython.display", "IPython.core.getipython", *MAY_VIEW)
-SESSION = (
-    "dtkit.advice",
-    "dtkit.archive",
-    "dtkit.check",
-    "dtkit.companions",
-    "dtkit.followed",
-    "dtkit.orphans",
-    "dtkit.session",
-    "dtkit.session_cells",
-    "dtkit.session_core",
-    "dtkit.requests",
-    "dtkit.run",
-    "dtkit.rundir",
-    "dtkit.conductor",
-    "dtkit.memory",
-    "dtkit.stall",
-    "dtkit.supervisor",
-    "dtkit.timeline",
-    "dtkit.failures",
-    "dtkit.repair",
-    "dtkit.celloutput",
-    "dtkit.procgroup",
-    "dtkit.sweep",
-    "dtkit.trials",
-    "dtkit.tune",
-    "dtkit.gathering",
-    "dtkit.serving",
-    "dtkit.transfer",
-    "dtkit.waiting",
-)
-MAY_SESSION = (
-    *SESSION,
+MAY_DRIVE = (
     "dtkit.cluster",
     "dtkit.guard",
     "dtkit.telemetry",
@@ -105,7 +74,7 @@ MAY_SESSION = (
     "dtkit.views.sweepview",
     "dtkit.views.tuneview",
     "numpy",
-    "psutil",  # whether the kernel that drove a run is alive
+    "psutil",  # whether the kernel that drove a run is alive, and the free memory
     *BASE,
 )
 
@@ -145,23 +114,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     # A process of its own watches a session: it must stay small.
     "dtkit.guard": ("psutil",),
-    **dict.fromkeys(SESSION, MAY_SESSION),
-    "dtkit.transfer": ("psutil", *MAY_SESSION),  # asks for the free memory
+    "dtkit.driver": MAY_DRIVE,
     "dtkit.magics": (
-        "dtkit.views.guarded",
-        "dtkit.archive",
-        "dtkit.session",
-        "dtkit.session_core",
-        "dtkit.requests",
-        "dtkit.run",
-        "dtkit.celloutput",
+        "dtkit.driver",
         "dtkit.tensorboard",
-        "dtkit.timeline",
-        "dtkit.waiting",
         "dtkit.views.dashboard",
+        "dtkit.views.guarded",
         "dtkit.views.render",
         "dtkit.views.trialboard",
-        "dtkit.tune",
         "IPython",
         "ipykernel",  # its version decides whether buttons are served
         "traitlets",  # the settings that %config lists
@@ -177,7 +137,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "dtkit.errors",
     ),
     # A script that %dist_export wrote imports it: engine and run in one process.
-    "dtkit.script": ("torch", "dtkit.engine", "dtkit.horovod", "dtkit.run", *BASE),
+    "dtkit.script": ("torch", "dtkit.engine", "dtkit.horovod", "dtkit.driver.runs.run", *BASE),
     # Starts ranks; imports no torch, so that it answers at once.
     "dtkit.horovod.launch": (
         "cloudpickle",
@@ -209,19 +169,18 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 # Allowed inside functions and for type checkers only, never when the module is imported.
 MAY_IMPORT_LAZILY: dict[str, tuple[str, ...]] = {
     "dtkit": (
-        "dtkit.session",
-        "dtkit.session_core",
-        "dtkit.run",
-        "dtkit.sweep",
-        "dtkit.tune",
-        "dtkit.archive",
+        "dtkit.driver",
         "dtkit.magics",
         "dtkit.engine.checkpointing.face",
         "dtkit.engine.log",
         "dtkit.engine.parallel",
         "IPython",
     ),
-    "dtkit.horovod.launch": ("dtkit.session", "horovod", "torch"),  # horovodrun may be Horovod's
+    "dtkit.horovod.launch": (
+        "dtkit.driver.session",
+        "horovod",
+        "torch",
+    ),  # horovodrun may be Horovod's
     "dtkit.horovod": (
         "dtkit.engine.agent",
         "dtkit.engine.group",
@@ -231,8 +190,8 @@ MAY_IMPORT_LAZILY: dict[str, tuple[str, ...]] = {
     "dtkit.packing": ("cloudpickle", "numpy", "torch"),  # what is carried may be tensors
     "dtkit._text": ("dtkit.telemetry",),  # the types that it puts into words
     "dtkit.views.staleness": ("dtkit.telemetry",),  # the types that it draws
-    "dtkit.views.tuneview": ("dtkit.tune",),  # the types that it draws
-    "dtkit.sweep": ("pandas",),  # optional: Sweep.to_pandas
+    "dtkit.views.tuneview": ("dtkit.driver.trials.tune",),  # the types that it draws
+    "dtkit.driver": ("pandas",),  # optional: Sweep.to_pandas
     "dtkit.telemetry": ("pandas",),  # optional: History.to_pandas
 }
 
@@ -383,18 +342,22 @@ def test_most_functions_are_very_short() -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        pytest.param("dtkit.session", "import torch", id="torch-in-the-driver"),
-        pytest.param("dtkit.session", "from dtkit.engine.group import join", id="engine-by-name"),
-        pytest.param("dtkit.session", "from dtkit import engine", id="engine-from-the-root"),
+        pytest.param("dtkit.driver.session", "import torch", id="torch-in-the-driver"),
         pytest.param(
-            "dtkit.session", "def f():\n    import ipyparallel as ipp", id="in-a-function"
+            "dtkit.driver.session", "from dtkit.engine.group import join", id="engine-by-name"
+        ),
+        pytest.param("dtkit.driver.session", "from dtkit import engine", id="engine-from-the-root"),
+        pytest.param(
+            "dtkit.driver.session", "def f():\n    import ipyparallel as ipp", id="in-a-function"
         ),
         pytest.param(
             "dtkit.telemetry.state",
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import dtkit.views.dashboard",
             id="for-the-type-checker",
         ),
-        pytest.param("dtkit.engine.run", "from dtkit.session import Session", id="engine-up"),
+        pytest.param(
+            "dtkit.engine.run", "from dtkit.driver.session import Session", id="engine-up"
+        ),
         pytest.param("dtkit.engine.run", "from ..telemetry import state", id="relative"),
         pytest.param("dtkit.engine.reduce.sync", "from ... import dashboard", id="relative-root"),
         pytest.param("dtkit.events", "import numpy", id="base-is-standard-library"),
@@ -402,7 +365,7 @@ def test_most_functions_are_very_short() -> None:
         pytest.param("dtkit.views.dashboard", "import IPython", id="only-a-part-of-IPython"),
         pytest.param("dtkit.views.render", "import matplotlib.figure", id="matplotlib-elsewhere"),
         pytest.param("dtkit.magics.train", "from dtkit.cluster import Engines", id="two-down"),
-        pytest.param("dtkit", "from dtkit.session import Session", id="face-eagerly"),
+        pytest.param("dtkit", "from dtkit.driver.session import Session", id="face-eagerly"),
         pytest.param("dtkit.novelty", "", id="module-in-no-layer"),
     ],
 )

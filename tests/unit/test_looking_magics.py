@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
+from dtkit.driver.runs.run import create_run
 from dtkit.options import RunOptions
 from dtkit.recipe import Recipe
-from dtkit.run import create_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

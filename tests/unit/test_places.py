@@ -10,8 +10,8 @@ from run_views import make_view
 
 from dtkit._text import format_metrics, text_line
 from dtkit._where import absent, describe, describe_all, format_seconds
+from dtkit.driver.stall import StallWatch, stall_limit_s
 from dtkit.magics.tables import PlaceTable
-from dtkit.stall import StallWatch, stall_limit_s
 from dtkit.values import RankPlace
 
 if TYPE_CHECKING:

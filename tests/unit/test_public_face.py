@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 
 import dtkit
+from dtkit.driver.cells import CellVerbs
+from dtkit.driver.core import SessionCore
+from dtkit.driver.runs.run import Run
+from dtkit.driver.session import Session
 from dtkit.export import write_script
 from dtkit.magics import MAGICS
-from dtkit.run import Run
-from dtkit.session import Session
-from dtkit.session_cells import CellVerbs
-from dtkit.session_core import SessionCore
 
 NAMES = {
     "DtkitError",

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from IPython.core.error import UsageError
 
+from dtkit.driver.trials.sweep import plan_sweep
 from dtkit.errors import InvalidInputError
 from dtkit.magics.tuning import SWEEP, TUNE, num_bytes, split_axes
 from dtkit.recipe import Recipe
-from dtkit.sweep import plan_sweep
 from dtkit.telemetry import History
 from dtkit.views.sweeptable import compare
 from dtkit.views.sweepview import sweep_bundle, sweep_text

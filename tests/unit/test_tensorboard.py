@@ -10,17 +10,17 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from dtkit.driver.runs.run import create_run
 from dtkit.events import STEP_COLUMNS, LogBatch, StepBatch
 from dtkit.options import RunOptions
 from dtkit.recipe import Recipe
-from dtkit.run import create_run
 from dtkit.tensorboard.server import address
 from dtkit.tensorboard.writer import MAX_POINTS_PER_ROUND, TensorBoardWriter, tag_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dtkit.run import Run
+    from dtkit.driver.runs.run import Run
 
 
 def make_run(folder: Path, tensorboard: str | None = "") -> Run:

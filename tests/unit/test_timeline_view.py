@@ -13,19 +13,19 @@ from test_archive import make_run, steps_of
 from test_trace_files import write_rows
 from traces import Plan, make_traces
 
-from dtkit.archive import runs
+from dtkit.driver.runs.archive import runs
+from dtkit.driver.runs.run import create_run
+from dtkit.driver.runs.timeline import Timeline, timeline_of
 from dtkit.errors import InvalidInputError
 from dtkit.events import RankStarted, encode
 from dtkit.options import RunOptions
 from dtkit.recipe import Recipe
-from dtkit.run import create_run
-from dtkit.timeline import Timeline, timeline_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from dtkit.run import Run
+    from dtkit.driver.runs.run import Run
 
 CELL = "x = 1\n"
 

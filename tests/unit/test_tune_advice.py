@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pytest
 
+from dtkit.driver.trials.tune import BatchTuning, LrTuning, TuneSettings
 from dtkit.errors import InvalidInputError
 from dtkit.recipe import Recipe
 from dtkit.telemetry import History
-from dtkit.tune import BatchTuning, LrTuning, TuneSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator

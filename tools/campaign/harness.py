@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from faults import Fault
 
-    from dtkit.requests import Requests
+    from dtkit.driver.requests import Requests
 
 __all__ = ["Growth", "Rig", "Trial"]
 

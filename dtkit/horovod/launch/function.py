@@ -16,7 +16,7 @@ from dtkit.horovod.launch.workers import Workers
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from dtkit.session import Session
+    from dtkit.driver.session import Session
 
 __all__ = ["run"]
 
@@ -63,7 +63,7 @@ def run(
 
 
 def _session() -> Session | None:
-    module = sys.modules.get("dtkit.session")
+    module = sys.modules.get("dtkit.driver.session")
     return None if module is None else module.current_session()
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dtkit.cluster import Engines
-    from dtkit.run import Run
+    from dtkit.driver.runs.run import Run
 
 __all__ = ["FollowedExecution", "replay_output"]
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from dtkit.driver.transfer.gathering import gather_wholes
+from dtkit.driver.transfer.serving import bound_s, serving
 from dtkit.errors import InvalidInputError, RankError
-from dtkit.gathering import gather_wholes
 from dtkit.packing import pack, receive, send, unpack
-from dtkit.serving import bound_s, serving
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from dtkit.cluster import Engines
-    from dtkit.procgroup import ProcessGroup
+    from dtkit.driver.procgroup import ProcessGroup
 
 __all__ = ["Repair"]
 

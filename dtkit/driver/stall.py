@@ -10,7 +10,7 @@ from dtkit.values import RankPlace
 
 if TYPE_CHECKING:
     from dtkit.cluster import Engines
-    from dtkit.run import Run
+    from dtkit.driver.runs.run import Run
 
 __all__ = ["StallWatch", "places"]
 

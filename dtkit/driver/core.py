@@ -19,23 +19,23 @@ from dtkit.cluster import (
     choose_backend,
     place_local,
 )
-from dtkit.companions import accompany
-from dtkit.conductor import Conductor
+from dtkit.driver.conductor import Conductor
+from dtkit.driver.orphans import choose_orphan
+from dtkit.driver.procgroup import ProcessGroup
+from dtkit.driver.repair import Repair
+from dtkit.driver.runs.companions import accompany
+from dtkit.driver.runs.followed import FollowedExecution
 from dtkit.errors import ClosedError, ClusterDiedError, DtkitError
-from dtkit.followed import FollowedExecution
 from dtkit.guard.record import RankRun, SessionRecord
-from dtkit.orphans import choose_orphan
-from dtkit.procgroup import ProcessGroup
-from dtkit.repair import Repair
 from dtkit.values import DEFAULT_LEASE, Lease
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from dtkit.run import Run
-    from dtkit.sweep import Sweep
+    from dtkit.driver.runs.run import Run
+    from dtkit.driver.trials.sweep import Sweep
+    from dtkit.driver.trials.tune import BatchTuning, LrTuning
     from dtkit.tensorboard.server import Boards
-    from dtkit.tune import BatchTuning, LrTuning
 
 __all__ = ["Registry", "SessionCore"]
 
@@ -218,7 +218,7 @@ class SessionCore:
 
     def _follow(self) -> tuple[Run | None, Iterator[None]]:
         """Return the newest run of the ranks, and the steps that see it to its end."""
-        from dtkit import archive  # it knows the session
+        from dtkit.driver.runs import archive  # it knows the session
 
         found = RankRun.read_all(self._cluster.dir).values()
         newest = max(found, key=lambda run: run.start_unix_s, default=None)

@@ -5,21 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from dtkit.check import Check, check
+from dtkit.driver.cells import CellVerbs
+from dtkit.driver.check import Check, check
+from dtkit.driver.core import Registry
+from dtkit.driver.orphans import end_orphan, list_orphans
+from dtkit.driver.stall import places
+from dtkit.driver.transfer.verbs import Transfer, pull, push
+from dtkit.driver.waiting import in_background
 from dtkit.errors import DtkitError, InvalidInputError
-from dtkit.orphans import end_orphan, list_orphans
-from dtkit.session_cells import CellVerbs
-from dtkit.session_core import Registry
-from dtkit.stall import places
 from dtkit.tensorboard.server import Boards
-from dtkit.transfer import Transfer, pull, push
 from dtkit.values import Orphan, RankPlace, RankStatus
-from dtkit.waiting import in_background
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from dtkit.run import Run
+    from dtkit.driver.runs.run import Run
     from dtkit.tensorboard.server import TensorBoard
 
 __all__ = ["Session", "current_session", "last_run"]

@@ -10,8 +10,8 @@ import platform
 from typing import TYPE_CHECKING, Any
 
 from dtkit.chunks import num_blocks, place_block, receive_chunks
+from dtkit.driver.transfer.serving import bound_s, serving
 from dtkit.errors import InvalidInputError
-from dtkit.serving import bound_s, serving
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,7 +14,7 @@ from dtkit.compression import GATHERED, Compression
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dtkit.run import Run
+    from dtkit.driver.runs.run import Run
 
 __all__ = ["METHODS", "advise", "placement_of", "worth_it"]
 

@@ -11,16 +11,16 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from dtkit.driver.failures import failure_of
 from dtkit.errors import RankError
-from dtkit.failures import failure_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dtkit.cluster import Engines, Execution
+    from dtkit.driver.requests import Requests
+    from dtkit.driver.runs.followed import FollowedExecution
     from dtkit.errors import RankFailure
-    from dtkit.followed import FollowedExecution
-    from dtkit.requests import Requests
 
 __all__ = ["Supervisor"]
 

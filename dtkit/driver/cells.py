@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dtkit.advice import METHODS, advise
-from dtkit.celloutput import CellOutput
+from dtkit.driver.core import Registry, SessionCore
+from dtkit.driver.requests import Requests
+from dtkit.driver.runs.celloutput import CellOutput
+from dtkit.driver.runs.run import Run, create_run
+from dtkit.driver.trials.advice import METHODS, advise
+from dtkit.driver.trials.sweep import Sweep, plan_sweep
+from dtkit.driver.trials.trial import Trials
+from dtkit.driver.trials.tune import BatchTuning, LrTuning, TuneSettings
+from dtkit.driver.waiting import drive
 from dtkit.errors import InvalidInputError
 from dtkit.options import RunOptions
 from dtkit.recipe import Recipe
-from dtkit.requests import Requests
-from dtkit.run import Run, create_run
-from dtkit.session_core import Registry, SessionCore
-from dtkit.sweep import Sweep, plan_sweep
-from dtkit.trials import Trials
-from dtkit.tune import BatchTuning, LrTuning, TuneSettings
-from dtkit.waiting import drive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
-    from dtkit.requests import Requests
+    from dtkit.driver.requests import Requests
 
 __all__ = ["Interrupted", "drive", "drive_async", "in_background"]
 

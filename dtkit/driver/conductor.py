@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dtkit.driver.failures import freed_text, survived_text
+from dtkit.driver.memory import memory_line, ran_out_of_memory
+from dtkit.driver.stall import StallWatch
+from dtkit.driver.supervisor import Supervisor
 from dtkit.errors import ClusterDiedError, DtkitError
-from dtkit.failures import freed_text, survived_text
-from dtkit.memory import memory_line, ran_out_of_memory
-from dtkit.stall import StallWatch
-from dtkit.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dtkit.celloutput import CellOutput
     from dtkit.cluster import Engines, Execution
+    from dtkit.driver.procgroup import ProcessGroup
+    from dtkit.driver.repair import Repair
+    from dtkit.driver.requests import Requests
+    from dtkit.driver.runs.celloutput import CellOutput
+    from dtkit.driver.runs.followed import FollowedExecution
+    from dtkit.driver.runs.run import Run
     from dtkit.errors import RankError
-    from dtkit.followed import FollowedExecution
-    from dtkit.procgroup import ProcessGroup
-    from dtkit.repair import Repair
-    from dtkit.requests import Requests
-    from dtkit.run import Run
 
 __all__ = ["Conductor"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dtkit.run import Run
+    from dtkit.driver.runs.run import Run
     from dtkit.tensorboard.writer import TensorBoardWriter
 
 __all__ = ["accompany", "write_tensorboard"]

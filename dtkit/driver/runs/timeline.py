@@ -6,8 +6,8 @@ import base64
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from dtkit import archive
 from dtkit._text import format_rate
+from dtkit.driver.runs import archive
 from dtkit.errors import InvalidInputError
 from dtkit.trace.advice import advise
 from dtkit.trace.analysis import Analysis, RankTimes, analyse
@@ -19,7 +19,7 @@ from dtkit.views.runstable import html_table, text_table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dtkit.run import Run
+    from dtkit.driver.runs.run import Run
 
 __all__ = ["OperatorTable", "Timeline", "Timelines", "operators_of", "timeline_of"]
 

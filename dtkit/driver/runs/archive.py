@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from dtkit.driver.runs.followed import replay_output
+from dtkit.driver.runs.run import Run
+from dtkit.driver.session import current_session, last_run
 from dtkit.errors import InvalidInputError
 from dtkit.events import LogBatch, Note, RankEnded, StepBatch, decode
-from dtkit.followed import replay_output
 from dtkit.guard.record import RankRun, find_records
 from dtkit.options import RunOptions
 from dtkit.recipe import Recipe
-from dtkit.run import Run
-from dtkit.session import current_session, last_run
 from dtkit.values import RunFacts
 
 if TYPE_CHECKING:

@@ -9,22 +9,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtkit.celloutput import CellOutput
-from dtkit.companions import accompany
+from dtkit.driver.requests import Requests
+from dtkit.driver.runs.celloutput import CellOutput
+from dtkit.driver.runs.companions import accompany
+from dtkit.driver.runs.rundir import driver, new_folder, write_facts
 from dtkit.errors import DtkitError
 from dtkit.events import Note
-from dtkit.requests import Requests
-from dtkit.rundir import driver, new_folder, write_facts
 from dtkit.telemetry import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from dtkit.driver.runs.timeline import OperatorTable, Timeline
     from dtkit.events import Event
     from dtkit.options import RunOptions
     from dtkit.recipe import Recipe
     from dtkit.telemetry import History, News, RunView
-    from dtkit.timeline import OperatorTable, Timeline
 
 __all__ = ["Run", "create_run"]
 
@@ -83,7 +83,7 @@ class Run:
         Raises:
             InvalidInputError: the folder holds no run.
         """
-        from dtkit.archive import load  # it makes runs, so it imports this module
+        from dtkit.driver.runs.archive import load  # it makes runs, so it imports this module
 
         return load(folder)
 
@@ -161,7 +161,7 @@ class Run:
         Args:
             folder: gets them; None: `tensorboard` in the run's own folder.
         """
-        from dtkit.companions import write_tensorboard  # loads TensorBoard
+        from dtkit.driver.runs.companions import write_tensorboard  # loads TensorBoard
 
         target = self.dir / "tensorboard" if folder is None else Path(folder)
         write_tensorboard(self, target)
@@ -173,7 +173,7 @@ class Run:
         Raises:
             InvalidInputError: no timeline was recorded (`--timeline`).
         """
-        from dtkit.timeline import Timeline
+        from dtkit.driver.runs.timeline import Timeline
 
         return Timeline(self)
 
@@ -183,7 +183,7 @@ class Run:
         Raises:
             InvalidInputError: the run was not profiled (`--profile`).
         """
-        from dtkit.timeline import operators_of
+        from dtkit.driver.runs.timeline import operators_of
 
         return operators_of(self)
 

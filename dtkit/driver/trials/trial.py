@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
+from dtkit.driver.requests import Requests
 from dtkit.errors import DtkitError
-from dtkit.requests import Requests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
     from types import TracebackType
 
     from dtkit.cluster import Engines
+    from dtkit.driver.runs.run import Run
     from dtkit.options import RunOptions
     from dtkit.recipe import Recipe
-    from dtkit.run import Run
 
 __all__ = ["Trials"]
 

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from dtkit.driver.runs.run import Run
+    from dtkit.driver.trials.trial import Trials
     from dtkit.recipe import Recipe
-    from dtkit.run import Run
-    from dtkit.trials import Trials
 
     Floats = NDArray[np.float64]
 

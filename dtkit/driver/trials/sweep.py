@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from dtkit.driver.runs.run import Run
+    from dtkit.driver.trials.trial import Trials
     from dtkit.options import RunOptions
-    from dtkit.run import Run
-    from dtkit.trials import Trials
 
 __all__ = ["Sweep", "plan_sweep"]
 

@@ -1,0 +1,1 @@
+"""One run of a cell: its folder, its events and output as they come, and reading it back later."""

@@ -1,0 +1,1 @@
+"""Values on their way between the ranks and the notebook, however large."""
