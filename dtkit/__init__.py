@@ -23,9 +23,10 @@ from dtkit.errors import DtkitError, InvalidInputError, RankError
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from dtkit.driver.registry import current_session
     from dtkit.driver.runs.archive import runs
     from dtkit.driver.runs.run import Run
-    from dtkit.driver.session import Session, current_session
+    from dtkit.driver.session import Session
     from dtkit.driver.trials.sweep import Sweep
     from dtkit.driver.trials.tune import BatchTuning, LrTuning
     from dtkit.engine.checkpointing.face import checkpoint, resume
@@ -61,7 +62,7 @@ __all__ = [
 _LAZY = {
     "Session": "dtkit.driver.session",
     "checkpoint": "dtkit.engine.checkpointing.face",
-    "current_session": "dtkit.driver.session",
+    "current_session": "dtkit.driver.registry",
     "log": "dtkit.engine.log",
     "pipeline": "dtkit.engine.parallel.pipelining",
     "resume": "dtkit.engine.checkpointing.face",
@@ -75,7 +76,7 @@ def __getattr__(name: str) -> object:
     import importlib  # inside: the module's names are its public face
 
     if name in _NEWEST:
-        return getattr(importlib.import_module("dtkit.driver.core").Registry, _NEWEST[name])
+        return getattr(importlib.import_module("dtkit.driver.registry").Registry, _NEWEST[name])
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     msg = f"module 'dtkit' has no attribute {name!r}"

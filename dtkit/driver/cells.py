@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dtkit.driver.core import Registry, SessionCore
+from dtkit.driver.core import SessionCore
+from dtkit.driver.registry import Registry
 from dtkit.driver.requests import Requests
 from dtkit.driver.runs.celloutput import CellOutput
 from dtkit.driver.runs.run import Run, create_run

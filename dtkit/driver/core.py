@@ -22,7 +22,9 @@ from dtkit.cluster import (
 from dtkit.driver.conductor import Conductor
 from dtkit.driver.orphans import choose_orphan
 from dtkit.driver.procgroup import ProcessGroup
+from dtkit.driver.registry import Registry
 from dtkit.driver.repair import Repair
+from dtkit.driver.runs import archive
 from dtkit.driver.runs.companions import accompany
 from dtkit.driver.runs.followed import FollowedExecution
 from dtkit.errors import ClosedError, ClusterDiedError, DtkitError
@@ -33,11 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from dtkit.driver.runs.run import Run
-    from dtkit.driver.trials.sweep import Sweep
-    from dtkit.driver.trials.tune import BatchTuning, LrTuning
     from dtkit.tensorboard.server import Boards
 
-__all__ = ["Registry", "SessionCore"]
+__all__ = ["SessionCore"]
 
 _PRELOAD = ("torch", "torch.distributed", "torch.utils.data", "dtkit.engine.run")
 """Loaded by the engines while they start."""
@@ -49,19 +49,6 @@ _LOAD_WHEN_IDLE = (
 )
 """Loaded by them afterwards: an optimizer's first step loads the compiler, two seconds that a
 first run would otherwise spend before its first point is drawn."""
-
-
-class Registry:
-    """The open session of this process, and its newest run, sweep and tuning."""
-
-    session: SessionCore | None = None
-    run: Run | None = None
-    is_restarting: Callable[[], bool] = staticmethod(lambda: False)
-    """Whether this process ends because its notebook's kernel is being restarted."""
-    obituary = ""
-    """Why the last session ended, if that was nobody's wish."""
-    sweep: Sweep | None = None
-    tuning: BatchTuning | LrTuning | None = None
 
 
 class SessionCore:
@@ -218,8 +205,6 @@ class SessionCore:
 
     def _follow(self) -> tuple[Run | None, Iterator[None]]:
         """Return the newest run of the ranks, and the steps that see it to its end."""
-        from dtkit.driver.runs import archive  # it knows the session
-
         found = RankRun.read_all(self._cluster.dir).values()
         newest = max(found, key=lambda run: run.start_unix_s, default=None)
         if newest is None:

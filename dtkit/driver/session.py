@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 from dtkit.driver.cells import CellVerbs
 from dtkit.driver.check import Check, check
-from dtkit.driver.core import Registry
 from dtkit.driver.orphans import end_orphan, list_orphans
 from dtkit.driver.stall import places
 from dtkit.driver.transfer.verbs import Transfer, pull, push
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from dtkit.driver.runs.run import Run
     from dtkit.tensorboard.server import TensorBoard
 
-__all__ = ["Session", "current_session", "last_run"]
+__all__ = ["Session"]
 
 
 class Session(CellVerbs):
@@ -202,18 +201,3 @@ class Session(CellVerbs):
             msg = "every engine lives; name the rank to replace, as in %dist_restart 1"
             raise InvalidInputError(msg)
         return self._repair.restart(chosen, refill=refill)
-
-
-def current_session() -> Session | None:
-    """Return the open session of this process, None if there is none."""
-    return cast("Session | None", Registry.session)
-
-
-def obituary() -> str:
-    """Return why the last session of this process ended, if nobody wished it; else nothing."""
-    return Registry.obituary
-
-
-def last_run() -> Run | None:
-    """Return the newest run of this process, None if there was none."""
-    return Registry.run

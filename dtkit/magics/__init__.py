@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dtkit.driver.core import Registry
+from dtkit.driver.registry import Registry
 from dtkit.driver.waiting import drive_async
 from dtkit.magics.arguments import usage_errors
 from dtkit.magics.attaching import DistOrphanMagics, is_restarting

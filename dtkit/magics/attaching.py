@@ -6,7 +6,8 @@ from IPython.core.getipython import get_ipython
 from IPython.core.magic import line_magic, magics_class
 from IPython.display import display
 
-from dtkit.driver.session import Session, last_run
+from dtkit.driver.registry import last_run
+from dtkit.driver.session import Session
 from dtkit.errors import InvalidInputError
 from dtkit.magics.arguments import Parser, usage_errors
 from dtkit.magics.base import DtkitMagics, say

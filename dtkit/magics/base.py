@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.magic import Magics
 from IPython.display import display
 
-from dtkit.driver.session import Session, current_session, obituary
+from dtkit.driver.registry import current_session, obituary
 from dtkit.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
+
+    from dtkit.driver.session import Session
 
 __all__ = ["RANKS_HELP", "DtkitMagics", "say"]
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.error import UsageError
 from IPython.core.magic import line_magic, magics_class
 
+from dtkit.driver.registry import current_session, last_run
 from dtkit.driver.runs.archive import runs
 from dtkit.driver.runs.timeline import timeline_of
-from dtkit.driver.session import current_session, last_run
 from dtkit.magics.arguments import Parser, usage_errors
 from dtkit.magics.base import DtkitMagics, say
 from dtkit.tensorboard.server import Boards, has_events

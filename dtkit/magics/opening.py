@@ -8,7 +8,8 @@ from IPython.core.error import UsageError
 from IPython.core.magic import line_magic, magics_class
 from traitlets import Unicode
 
-from dtkit.driver.session import Session, current_session
+from dtkit.driver.registry import current_session
+from dtkit.driver.session import Session
 from dtkit.magics.arguments import Parser, usage_errors
 from dtkit.magics.attaching import attach, note_orphans, started_line
 from dtkit.magics.base import DtkitMagics, say

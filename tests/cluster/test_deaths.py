@@ -11,7 +11,7 @@ import psutil
 import pytest
 from test_faults import SETUP
 
-from dtkit.driver.session import current_session
+from dtkit.driver.registry import current_session
 from dtkit.errors import ClusterDiedError, EngineDiedError, RankError
 from dtkit.options import RunOptions
 

@@ -12,7 +12,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 import dtkit
-from dtkit.driver.session import current_session
+from dtkit.driver.registry import current_session
 from dtkit.errors import RankError
 from dtkit.guard.processes import Identity
 

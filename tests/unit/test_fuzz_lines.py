@@ -20,7 +20,8 @@ from IPython.core.interactiveshell import InteractiveShell
 from dtkit.chunks import Exported
 from dtkit.cluster import Execution, Reply, Slot
 from dtkit.driver import core
-from dtkit.driver.session import Session, current_session
+from dtkit.driver.registry import current_session
+from dtkit.driver.session import Session
 from dtkit.magics import MAGICS, lines
 from dtkit.magics.arguments import Parser
 from dtkit.tensorboard import server

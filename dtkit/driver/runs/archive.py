@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from dtkit.driver.registry import current_session, last_run
 from dtkit.driver.runs.followed import replay_output
 from dtkit.driver.runs.run import Run
-from dtkit.driver.session import current_session, last_run
 from dtkit.errors import InvalidInputError
 from dtkit.events import LogBatch, Note, RankEnded, StepBatch, decode
 from dtkit.guard.record import RankRun, find_records

@@ -63,7 +63,7 @@ def run(
 
 
 def _session() -> Session | None:
-    module = sys.modules.get("dtkit.driver.session")
+    module = sys.modules.get("dtkit.driver.registry")
     return None if module is None else module.current_session()
 
 
