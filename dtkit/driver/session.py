@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Session"]
 
+_NAMES_TIMEOUT_S = 0.5
+"""A completion that comes later is of no use."""
+
 
 class Session(CellVerbs):
     """Engines with a process group across them. Make one with `Session.start`."""
@@ -172,6 +175,23 @@ class Session(CellVerbs):
         """Return where every rank is now, in the cell and in collectives; answers while busy."""
         self._check_open()
         return places(self._engines)
+
+    def names(self, path: str = "") -> dict[str, str]:
+        """Return what names there are on the ranks, with their types; answers while busy.
+
+        Args:
+            path: an object, such as `model.fc`: its attributes; empty: the namespace.
+
+        Returns:
+            Those of the first rank that lives; none if it does not answer at once.
+        """
+        self._check_open()
+        living = [rank for rank in self.ranks if rank not in self._engines.lost][:1]
+        answers = self._engines.control(
+            "names", {"path": path}, ranks=living, timeout_s=_NAMES_TIMEOUT_S
+        )
+        found: dict[str, str] = answers[living[0]].get("names", {}) if answers else {}
+        return found
 
     def reset_group(self) -> None:
         """Build the process group anew; the ranks keep their namespaces."""

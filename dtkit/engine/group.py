@@ -22,7 +22,7 @@ import torch.distributed.distributed_c10d as c10d
 # Before there is a group: its functions have the one that exists then as their default, for ever.
 import torch.distributed.nn.functional
 
-from dtkit.engine import memory, replicas, status, where
+from dtkit.engine import completion, memory, replicas, status, where
 from dtkit.engine.agent import agent, install
 from dtkit.engine.links import Links
 from dtkit.engine.patches import replaced
@@ -122,6 +122,7 @@ def join(spec: dict[str, Any]) -> dict[str, Any]:
     owner.detached = []
     _name_everything(owner.group)
     status.install(owner)
+    completion.install(owner)
     where.install(owner)
     facts = _facts(owner.group)
     owner.on("about", lambda _request: {"facts": facts, "generation": generation_of(owner)})

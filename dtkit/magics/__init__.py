@@ -6,14 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from dtkit.driver.registry import Registry
 from dtkit.driver.waiting import drive_async
+from dtkit.magics import completion
 from dtkit.magics.arguments import usage_errors
-from dtkit.magics.attaching import DistOrphanMagics, is_restarting
+from dtkit.magics.attaching import is_restarting
 from dtkit.magics.awaiting import AWAIT_NAME, rewrite
-from dtkit.magics.carrying import DistObjectMagics
-from dtkit.magics.exporting import DistExportMagics
-from dtkit.magics.looking import DistLookMagics
-from dtkit.magics.opening import DistMagics
-from dtkit.magics.repairing import DistRepairMagics
+from dtkit.magics.registry import MAGICS, PARSERS, document
 from dtkit.magics.running import DistCellMagics
 from dtkit.magics.tuning import DistTuneMagics
 
@@ -22,18 +19,7 @@ if TYPE_CHECKING:
 
     from IPython.core.interactiveshell import InteractiveShell
 
-__all__ = ["MAGICS", "load", "unload"]
-
-MAGICS = (
-    DistMagics,
-    DistCellMagics,
-    DistObjectMagics,
-    DistLookMagics,
-    DistOrphanMagics,
-    DistRepairMagics,
-    DistTuneMagics,
-    DistExportMagics,
-)
+__all__ = ["MAGICS", "PARSERS", "load", "unload"]
 
 
 def load(shell: InteractiveShell) -> None:
@@ -57,6 +43,8 @@ def load(shell: InteractiveShell) -> None:
 
     setattr(shell, AWAIT_NAME, run_cell)
     shell.input_transformers_cleanup.append(rewrite)
+    document()
+    completion.install(shell)
     Registry.is_restarting = staticmethod(is_restarting)
 
 
@@ -66,6 +54,7 @@ def unload(shell: InteractiveShell) -> None:
         return
     delattr(shell, AWAIT_NAME)
     shell.input_transformers_cleanup.remove(rewrite)
+    completion.uninstall(shell)
     registered = shell.magics_manager.magics
     for made in MAGICS:
         for kind, names in made.magics.items():

@@ -26,6 +26,9 @@ class HelpShown(Exception):  # noqa: N818  not an error
 class Parser(argparse.ArgumentParser):
     """Parses a magic's line; never exits the kernel.
 
+    What its arguments are called in the help (`metavar`) also says what completes them; see
+    `dtkit.magics.completion`.
+
     Args:
         name: the magic, with its percent signs.
         about: what it does, in one sentence.
@@ -59,6 +62,16 @@ class Parser(argparse.ArgumentParser):
             return shlex.split(line)
         except ValueError as error:
             self.error(f"{error}: check the quotes")
+
+    @property
+    def magic(self) -> str:
+        """The magic's name, without percent signs."""
+        return self.prog.lstrip("%")
+
+    @property
+    def actions(self) -> list[argparse.Action]:
+        """Every argument, `-h` included, in the order of the help."""
+        return self._actions
 
     def options(self) -> list[str]:
         """Return every option, as it is written."""

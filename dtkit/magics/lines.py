@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import argparse
 
 __all__ = [
+    "DIST",
     "STOP",
     "TRAIN",
     "add_run_arguments",
@@ -140,7 +141,7 @@ def _add_recipe(parser: Parser) -> None:
         help=f"how gradients travel: {', '.join(METHODS)} (topk:0.01, powersgd:4)",
     )  # fmt: skip
     parser.add_argument(
-        "--strategy", default="ddp", metavar="NAME",
+        "--strategy", default="ddp", metavar="STRATEGY",
         help=f"how the ranks come to train one model: {', '.join(STRATEGIES)} (default: ddp)",
     )  # fmt: skip
 
@@ -150,6 +151,9 @@ STOP = Parser("%dist_stop", "Stop the run that is going on, at the next step bou
 STOP.add_argument(
     "--now", action="store_true", help="do not wait for the step's end; the ranks keep their state"
 )
+
+DIST = Parser("%%dist", "Run the cell (%dist: an expression) on all ranks, or on some.")
+DIST.add_argument("-r", "--ranks", default="all", metavar="RANKS", help=RANKS_HELP)
 
 
 def parse_train(line: str, *, is_cell: bool) -> argparse.Namespace:
@@ -181,22 +185,16 @@ def split_dist(line: str, *, is_cell: bool) -> tuple[str, str]:
     words = line.split(maxsplit=2)
     ranks, expression = "all", line.strip()
     if words and words[0] in ("-h", "--help"):
-        _dist_parser().parse("-h")
+        DIST.parse("-h")
     if words and words[0] in ("-r", "--ranks"):
         if len(words) == 1:
-            _dist_parser().error(f"{words[0]} wants {RANKS_HELP}")
+            DIST.error(f"{words[0]} wants {RANKS_HELP}")
         ranks, expression = words[1], words[2] if len(words) > 2 else ""  # noqa: PLR2004
     if is_cell and expression:
-        _dist_parser().parse(line)  # says what is wrong with it
+        DIST.parse(line)  # says what is wrong with it
     if not is_cell and not expression:
-        _dist_parser().error("write an expression, as in %dist torch.cuda.is_available()")
+        DIST.error("write an expression, as in %dist torch.cuda.is_available()")
     return ranks, expression
-
-
-def _dist_parser() -> Parser:
-    parser = Parser("%%dist", "Run the cell (%dist: an expression) on all ranks, or on some.")
-    parser.add_argument("-r", "--ranks", default="all", metavar="RANKS", help=RANKS_HELP)
-    return parser
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:

@@ -39,7 +39,7 @@ class DistLookMagics(DtkitMagics):
     def dist_runs(self, line: str) -> Any:  # Any: what is shown
         """List the runs on disk, read one back, compare several, or delete some."""
         args = RUNS.parse(line)
-        found = self._runs(args.dir)
+        found = self.runs(args.dir)
         if args.delete:
             if not args.names:
                 msg = "%dist_runs --delete: name the runs to delete"
@@ -56,7 +56,7 @@ class DistLookMagics(DtkitMagics):
     def dist_tensorboard(self, line: str) -> TensorBoard:
         """Show TensorBoard, on the folder of the runs or on another; it ends with the session."""
         args = TENSORBOARD.parse(line)
-        found = self._runs(None)
+        found = self.runs()
         for name in args.names:
             run = found[name]
             if not has_events(run.dir):
@@ -70,7 +70,7 @@ class DistLookMagics(DtkitMagics):
     def dist_timeline(self, line: str) -> Timeline | Timelines | OperatorTable:
         """Show where a run's time went, or that of several runs side by side."""
         args = TIMELINE.parse(line)
-        found = self._runs(args.dir)
+        found = self.runs(args.dir)
         chosen = [found[name] for name in args.names]
         if not chosen:
             run = last_run()
@@ -80,7 +80,7 @@ class DistLookMagics(DtkitMagics):
             chosen = [run]
         return chosen[0].operators() if args.operators else timeline_of(*chosen)
 
-    def _runs(self, folder: str | None) -> Runs:
+    def runs(self, folder: str | None = None) -> Runs:
         """Return the runs of a folder: the named, the session's, or the configured one."""
         if folder is None and current_session() is None:
             shell: Any = self.shell

@@ -148,7 +148,7 @@ def parse_init(line: str) -> argparse.Namespace:
 def _given(args: argparse.Namespace) -> list[str]:
     return [
         option
-        for action in INIT._actions  # noqa: SLF001  argparse tells no other way
+        for action in INIT.actions
         if (option := (action.option_strings or [""])[0]) not in ("-h", "--attach")
         and getattr(args, action.dest) != action.default
     ]

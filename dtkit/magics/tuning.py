@@ -170,7 +170,7 @@ def _sweep() -> Parser:
     )
     add_run_arguments(parser)
     names = {field.name for field in fields(Recipe)}
-    for action in parser._actions:  # noqa: SLF001  argparse has no public way
+    for action in parser.actions:
         if action.dest in names and action.nargs != 0:
             # One value or several; Recipe checks each.
             action.type = action.choices = action.default = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from IPython.core.completer import provisionalcompleter
 from IPython.core.interactiveshell import InteractiveShell
 
 import dtkit
@@ -102,6 +104,59 @@ def press_interrupt_when_busy(session: Any, times: int = 1) -> threading.Thread:
     thread = threading.Thread(target=press, daemon=True)
     thread.start()
     return thread
+
+
+def offered(shell: InteractiveShell, text: str) -> list[str]:
+    """Return what is offered where the `|` is."""
+    with provisionalcompleter():
+        found = shell.Completer.completions(text.replace("|", ""), text.index("|"))
+        return [one.text for one in found]
+
+
+def test_names_on_the_ranks_are_offered_also_while_they_are_busy(notebook: Notebook) -> None:
+    notebook.run(
+        "%%dist\n"
+        "import threading, torch\n"
+        "gate, net = threading.Event(), torch.nn.Sequential(torch.nn.Linear(2, 3))\n"
+        "class Trap:\n"
+        "    def __init__(self): self.inner_value = 1\n"
+        "    @property\n"
+        "    def inner_trap(self): raise SystemExit\n"
+        "trapped = Trap()"
+    )
+
+    def ask() -> None:
+        asked["pull"] = offered(notebook.shell, "%dist_pull tra|")
+        asked["layer"] = offered(notebook.shell, "%%dist\nprint(net._modules, net.train|)")
+        asked["trap"] = offered(notebook.shell, "%dist trapped.inner_|")
+        asked["through"] = offered(notebook.shell, "%%dist\ntrapped.inner_trap.re|")
+        asked["given"] = offered(notebook.shell, "%%dist_train\nworld_s|")
+        asked["module"] = offered(notebook.shell, "%dist torch.nn.functional.cross_ent|")
+
+    asked: dict[str, list[str]] = {}
+    ask()
+    idle, asked = asked, {}
+    assert idle == {
+        "pull": ["trapped"],
+        "layer": ["train", "training"],
+        "trap": ["inner_trap", "inner_value"],
+        "through": [],
+        "given": ["world_size"],
+        "module": ["cross_entropy"],
+    }
+    session = current_session()
+    assert session is not None
+    notebook.run("%%dist_train --manual --background\nassert gate.wait(20)")
+    try:
+        while not all(rank.state == "busy" for rank in session.status()):
+            threading.Event().wait(0.05)
+        ask()
+    finally:
+        notebook.run("%dist_stop --now")
+        assert dtkit.last_run is not None
+        with contextlib.suppress(Exception):
+            dtkit.last_run.wait(timeout_s=20)
+    assert asked == idle
 
 
 def test_an_expression_shows_each_value_and_equal_ones_once(notebook: Notebook) -> None:

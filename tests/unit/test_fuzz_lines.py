@@ -7,7 +7,6 @@ around it are stand-ins, which answer at once. So what is parsed, checked and re
 from __future__ import annotations
 
 import pickle
-import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +21,7 @@ from dtkit.cluster import Execution, Reply, Slot
 from dtkit.driver import core
 from dtkit.driver.registry import current_session
 from dtkit.driver.session import Session
-from dtkit.magics import MAGICS, lines
-from dtkit.magics.arguments import Parser
+from dtkit.magics import MAGICS, PARSERS
 from dtkit.tensorboard import server
 
 if TYPE_CHECKING:
@@ -42,13 +40,6 @@ NUM_LINES = 20
 NUM_EXAMPLES = 10_000 // (NUM_LINES * len(MAGIC_NAMES)) + 1
 """For each: all together make ten thousand lines, however many magics there come to be."""
 
-PARSERS = {
-    id(value): value
-    for made in MAGICS
-    for module in (sys.modules[made.__module__], lines)
-    for value in vars(module).values()
-    if isinstance(value, Parser)
-}
 OPTIONS = sorted({option for parser in PARSERS.values() for option in parser.options()})
 VALUES = (
     "all", "0,1", "1:3", "::", "-1", "9", "cpu", "gloo", "nccl", "global", "stop", "nan", "1e400",

@@ -7,28 +7,13 @@ from IPython.core.error import UsageError
 
 from dtkit.cluster import place_local
 from dtkit.errors import InvalidInputError
-from dtkit.magics import attaching, carrying, lines, looking, opening
+from dtkit.magics import PARSERS, carrying, lines, opening
 from dtkit.magics.arguments import HelpShown, Parser
 from dtkit.magics.awaiting import rewrite
 from dtkit.magics.cells import with_header
 
-ALL = [
-    opening.INIT,
-    opening.STATUS,
-    opening.SHUTDOWN,
-    opening.WHERE,
-    attaching.ORPHANS,
-    lines.TRAIN,
-    lines.STOP,
-    carrying.PUSH,
-    carrying.PULL,
-    looking.RUNS,
-    looking.TENSORBOARD,
-    looking.TIMELINE,
-]
 
-
-@pytest.mark.parametrize("parser", ALL, ids=lambda parser: parser.prog)
+@pytest.mark.parametrize("parser", PARSERS.values(), ids=lambda parser: parser.prog)
 def test_help_is_printed_and_nothing_else_happens(
     parser: Parser, capsys: pytest.CaptureFixture[str]
 ) -> None:

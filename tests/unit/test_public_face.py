@@ -50,6 +50,7 @@ SESSION = {
     "push": "(self, objects, *, ranks)",
     "status": "(self)",
     "check": "(self, names)",
+    "names": "(self, path)",
     "where": "(self)",
     "stop": "(self, *, now)",
     "tensorboard": "(self, folder)",

@@ -1,0 +1,42 @@
+"""Every magic there is: what holds it, and what its line may say."""
+
+from __future__ import annotations
+
+from dtkit.magics.attaching import ORPHANS, DistOrphanMagics
+from dtkit.magics.carrying import CHECK, PULL, PUSH, DistObjectMagics
+from dtkit.magics.exporting import EXPORT, DistExportMagics
+from dtkit.magics.lines import DIST, STOP, TRAIN
+from dtkit.magics.looking import RUNS, TENSORBOARD, TIMELINE, DistLookMagics
+from dtkit.magics.opening import INIT, SHUTDOWN, STATUS, WHERE, DistMagics
+from dtkit.magics.repairing import RESET, RESTART, DistRepairMagics
+from dtkit.magics.running import DistCellMagics
+from dtkit.magics.tuning import SWEEP, TUNE, DistTuneMagics
+
+__all__ = ["MAGICS", "PARSERS", "document"]
+
+MAGICS = (
+    DistMagics,
+    DistCellMagics,
+    DistObjectMagics,
+    DistLookMagics,
+    DistOrphanMagics,
+    DistRepairMagics,
+    DistTuneMagics,
+    DistExportMagics,
+)
+PARSERS = {
+    parser.magic: parser
+    for parser in (
+        INIT, TRAIN, DIST, STOP, STATUS, WHERE, RESTART, RESET, SHUTDOWN,
+        PUSH, PULL, CHECK, SWEEP, TUNE, RUNS, TENSORBOARD, TIMELINE, EXPORT, ORPHANS,
+    )
+}  # fmt: skip
+"""By the magic's name, in the order in which a reader meets them."""
+
+
+def document() -> None:
+    """Let `%magic?` show what `-h` prints: the options stand in one place only."""
+    for made in MAGICS:
+        for kinds in made.magics.values():
+            for name, method in kinds.items():
+                getattr(made, method).__doc__ = PARSERS[name].format_help()
