@@ -10,8 +10,8 @@ In a notebook::
 
 On the driver: `Session`, `current_session()`, `last_run`, `last_sweep`,
 `last_tuning`, `runs()` and the errors. On a rank: `log`, `checkpoint`,
-`resume`, `shard` and `pipeline`. Everything is loaded on first use; importing dtkit loads neither
-torch nor widgets.
+`resume`, `shard`, `tensor_parallel` and `pipeline`. Everything is loaded on first use; importing
+dtkit loads neither torch nor widgets.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from dtkit.engine.log import log
     from dtkit.engine.parallel.pipelining import pipeline
     from dtkit.engine.parallel.sharding import shard
+    from dtkit.engine.parallel.tensor import tensor_parallel
 
     last_run: Run | None
     last_sweep: Sweep | None
@@ -56,6 +57,7 @@ __all__ = [
     "resume",
     "runs",
     "shard",
+    "tensor_parallel",
     "unload_ipython_extension",
 ]
 
@@ -68,6 +70,7 @@ _LAZY = {
     "resume": "dtkit.engine.checkpointing.face",
     "runs": "dtkit.driver.runs.archive",
     "shard": "dtkit.engine.parallel.sharding",
+    "tensor_parallel": "dtkit.engine.parallel.tensor",
 }
 _NEWEST = {"last_run": "run", "last_sweep": "sweep", "last_tuning": "tuning"}
 

@@ -26,6 +26,7 @@ from dtkit.engine.models import (
     state_of,
 )
 from dtkit.engine.parallel.layout import layout_of
+from dtkit.engine.parallel.norms import own_parts
 from dtkit.engine.reduce import GradSynchronizer, Passes
 from dtkit.engine.survey import survey
 
@@ -255,7 +256,7 @@ class Adoption:
             entry.models = self.models = models
             group, shared = layout.to_average(params)
             if group is not None:
-                weights.broadcast(shared, group)
+                weights.broadcast(own_parts(shared), group)
                 active = [p for p in shared if p.requires_grad]
                 self._synchronize(entry, active, self._wire.over(group))
         return layout is not None

@@ -70,6 +70,16 @@ class GPT(nn.Module):
             x = block(x)
         return self.head(self.ln_f(x))
 
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
+        self.wte, self.encoder = nn.Embedding(17, 32), nn.TransformerEncoder(layer, 2)
+        self.head = nn.Linear(32, 17)
+    def forward(self, tokens):
+        mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1])
+        return self.head(self.encoder(self.wte(tokens), mask=mask))
+
 class Embedded(nn.Module):
     def __init__(self, model):
         super().__init__()
@@ -88,7 +98,7 @@ def loss_of(output, target):
     return cross_entropy(output.reshape(-1, output.shape[-1]), target.reshape(-1))
 
 def whole(tensor):
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.clone()
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).clone()
 
 pixels = (X * 16).long()[:, 20:37]
 text_set = TensorDataset(pixels[:, :-1], pixels[:, 1:])
@@ -99,6 +109,7 @@ MODELS = {
     "mlp": ("MLP()", "train_set"),
     "conv": ("Conv()", "train_set"),
     "gpt": ("GPT()", "text_set"),
+    "encoder": ("Encoder()", "text_set"),
 }
 
 CELL = """

@@ -39,8 +39,11 @@ def test_all_ways_have_one_curve_and_come_back_whole(tmp_path: Path, marked: Any
     (pipe,) = [cell for cell in notebook.cells if cell.id == "pipe"]
     assert "pipeline of 4 stages" in pipe.outputs[0].data["text/html"]
     assert "rank 3 has (128, 64) of (512, 64)" in printed(notebook, "parts")
+    (tensor,) = [cell for cell in notebook.cells if cell.id == "tensor"]
+    assert "4 layers divided" in tensor.outputs[0].data["text/html"]
+    assert "0.weight: rank 3 has (128, 64) of (512, 64)" in printed(notebook, "tensor-parts")
     errors = re.findall(r"at most (\S+) from", printed(notebook, "same"))
-    assert len(errors) == 2
+    assert len(errors) == 3
     assert all(float(error) < 1e-4 for error in errors)
     (accuracy,) = re.findall(r"Sequential .* accuracy (0\.\d+|1\.0+)", printed(notebook, "use"))
     assert float(accuracy) > 0.97

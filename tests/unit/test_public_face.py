@@ -28,6 +28,7 @@ NAMES = {
     "resume",
     "runs",
     "shard",
+    "tensor_parallel",
     "unload_ipython_extension",
 }
 

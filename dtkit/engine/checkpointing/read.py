@@ -14,11 +14,12 @@ import torch
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.tensor import DTensor, empty
+from torch.distributed.tensor import DTensor
 
 from dtkit.checkpoint_files import Manifest
 from dtkit.engine.checkpointing.tree import assemble, dismantle, leaves, state_here
 from dtkit.engine.models import parameters_of
+from dtkit.engine.parallel.styles import contiguous, is_fused, separated
 from dtkit.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ def load(checkpoint: Path, objects: Mapping[str, Any], rank: int, world_size: in
         _complete(outlines, objects, checkpoint, manifest.world_size)
     reader = _Reader(checkpoint)
     targets = _targets(objects, outlines, reader.read_metadata(), checkpoint)
+    fused = {stored: t for stored, t in targets.items() if is_fused(t)}
+    targets |= {stored: contiguous(t) for stored, t in fused.items()}
     if not is_same and any(name.startswith("rank ") for name in targets):
         msg = (
             f"{checkpoint} was written by {manifest.world_size} ranks whose states differed: "
@@ -84,6 +87,8 @@ def load(checkpoint: Path, objects: Mapping[str, Any], rank: int, world_size: in
         )
         raise CheckpointError(msg)
     _read(reader, targets)
+    for stored, live in fused.items():
+        targets[stored] = separated(targets[stored], live)
     for name, thing in objects.items():
         state = assemble(outlines[name], targets)
         if isinstance(thing, torch.nn.Module) and any(p.is_meta for p in thing.parameters()):
@@ -159,10 +164,7 @@ def _targets(
 def _new(entry: TensorStorageMetadata, param: torch.Tensor | None) -> torch.Tensor:
     """Return an empty tensor for an optimizer's state, sharded as its parameter is."""
     if isinstance(param, DTensor) and param.shape == entry.size:
-        return empty(
-            *entry.size, dtype=entry.properties.dtype, device_mesh=param.device_mesh,
-            placements=param.placements,
-        )  # fmt: skip
+        return torch.empty_like(param, dtype=entry.properties.dtype, requires_grad=False)
     return torch.empty(entry.size, dtype=entry.properties.dtype)
 
 

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from dtkit.checkpoint_files import Manifest, free_name, prune, publish
 from dtkit.engine.checkpointing.ranks import reason
 from dtkit.engine.checkpointing.tree import dismantle, renamed, state_here
+from dtkit.engine.parallel.styles import contiguous
 from dtkit.engine.weights import digest
 from dtkit.errors import CheckpointError
 
@@ -142,7 +143,8 @@ class Writer:
         pending = Pending(step, final, told[0]["topic"])
         names = _names(tensors, [t["digests"] for t in told], self._ranks.rank)
         rest = {"objects": renamed(told[self._ranks.rank]["outlines"], names), "extra": extra}
-        staged = self._stage({names[n]: t for n, t in tensors.items()}, rest, final)
+        # A fused layer's parts are moved together: what is stored is one piece for each rank.
+        staged = self._stage({names[n]: contiguous(t) for n, t in tensors.items()}, rest, final)
         manifest = Manifest(
             step=step, epoch=epoch, world_size=self._ranks.num, names=list(objects), files={},
             time_unix_s=time.time(),

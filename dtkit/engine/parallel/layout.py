@@ -43,7 +43,7 @@ class Layout:
 
     Attributes:
         kind: what was done to the model: `sharded`, `tensor parallel` or `pipelined`.
-        mesh: with an axis `data`, and perhaps one named after the kind.
+        mesh: its last axis has the ranks that hold the model together.
         data_rank: which of the data this rank trains on, and of how many parts.
         num_data: into how many parts the data is divided.
         num_holders: how many ranks train on the same data, each with a part of the model.
@@ -119,8 +119,8 @@ class Layout:
         if recipe.amp == "fp16":
             msg = (
                 f"--amp fp16: the model is {self.kind}, and a rank that finds an infinite gradient "
-                "in its part would skip the step alone. Use --amp bf16, or "
-                "dtkit.shard(model, param_dtype=torch.bfloat16)"
+                "in its part would skip the step alone. Use --amp bf16"
+                f"{', or dtkit.shard(model, param_dtype=torch.bfloat16)' if self.averages else ''}"
             )
             raise InvalidInputError(msg)
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["materialize"]
+__all__ = ["materialize", "materialize_own"]
 
 
 def materialize(unit: nn.Module, device: torch.device) -> None:
@@ -23,18 +23,27 @@ def materialize(unit: nn.Module, device: torch.device) -> None:
         InvalidInputError: a module cannot fill its parameters by itself.
     """
     for module in unit.modules():
-        own = [*module._parameters.values(), *module._buffers.values()]  # noqa: SLF001  not the children's
-        if not any(tensor is not None and tensor.is_meta for tensor in own):
-            continue
-        reset: Any = getattr(module, "reset_parameters", None) or getattr(
-            module, "_reset_parameters", None
+        materialize_own(module, device)
+
+
+def materialize_own(module: nn.Module, device: torch.device) -> None:
+    """Do so for what a module has beside its children.
+
+    Raises:
+        InvalidInputError: it cannot fill its parameters by itself.
+    """
+    own = [*module._parameters.values(), *module._buffers.values()]  # noqa: SLF001  not the children's
+    if not any(tensor is not None and tensor.is_meta for tensor in own):
+        return
+    reset: Any = getattr(module, "reset_parameters", None) or getattr(
+        module, "_reset_parameters", None
+    )
+    if reset is None:
+        msg = (
+            f"{type(module).__name__} was made on the meta device and has no "
+            "reset_parameters() to fill its own parameters with: give it one, or make the "
+            "model on a real device"
         )
-        if reset is None:
-            msg = (
-                f"{type(module).__name__} was made on the meta device and has no "
-                "reset_parameters() to fill its own parameters with: give it one, or make the "
-                "model on a real device"
-            )
-            raise InvalidInputError(msg)
-        module.to_empty(device=device, recurse=False)
-        reset()
+        raise InvalidInputError(msg)
+    module.to_empty(device=device, recurse=False)
+    reset()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -14,12 +14,19 @@ if TYPE_CHECKING:
 
     from dtkit.engine.parallel.layout import Layout
 
-__all__ = ["own_parts", "total_norm"]
+# Any, below: a tensor, or None for a gradient that is not there.
+
+__all__ = ["own_part", "own_parts", "total_norm"]
+
+
+def own_part(tensor: Any) -> Any:
+    """Return what of a tensor lies on this rank; a change to it is one to the tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def own_parts(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return what of these tensors lies on this rank; a change to it is one to them."""
-    return [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
+    """Return what of these tensors lies on this rank."""
+    return [own_part(tensor) for tensor in tensors]
 
 
 @torch.no_grad()
@@ -35,8 +42,7 @@ def total_norm(
     """
     totals: dict[tuple[dist.ProcessGroup, ...], list[torch.Tensor]] = {}
     for tensor in tensors:
-        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-        power = torch.linalg.vector_norm(local, order).double()
+        power = torch.linalg.vector_norm(own_part(tensor), order).double()
         totals.setdefault(_groups(tensor, layout), []).append(
             power if math.isinf(order) else power**order
         )

@@ -12,11 +12,14 @@ from torch.distributed.tensor import DTensor, Partial
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from dtkit.chunks import Chunk, Whole
+from dtkit.engine.parallel.attention import DividedAttention
 from dtkit.engine.parallel.layout import MARK
+from dtkit.engine.parallel.regions import InRegion
+from dtkit.engine.parallel.styles import FusedLinear, is_fused, stripes
 from dtkit.packing import blank, outside, same
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 __all__ = ["PIECE", "Pieces", "plain_class", "strip"]
 
@@ -24,7 +27,17 @@ __all__ = ["PIECE", "Pieces", "plain_class", "strip"]
 
 PIECE = "_dtkit_piece"
 """Attribute of tensors that lie on one rank of several, and on the others have no memory."""
+_ADDED = (
+    "_fsdp", "_is_fsdp", "__composable_api", "_distribute_module", "_dtkit_mesh", "_dtkit_converts",
+)  # fmt: skip
+"""What attributes begin with that were put into a module to hold it over several ranks."""
 _OURS = ("torch.distributed.", "dtkit.engine.parallel.")
+
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
+    DividedAttention: nn.MultiheadAttention,
+    FusedLinear: nn.Linear,
+}
+"""What modules were whose class is of ours now."""
 
 
 class Pieces:
@@ -48,9 +61,8 @@ class Pieces:
         if isinstance(obj, DTensor):
             return outside(self._add(obj))
         if isinstance(obj, torch.Tensor) and PIECE in obj.__dict__:
-            num = 0 if obj.is_meta else obj.numel()
-            shape = tuple(obj.shape) if num else (0,) * max(1, obj.dim())
-            return outside(self._note(obj, obj, Chunk(len(self.wholes), (0,) * obj.dim(), shape)))
+            parts = [] if obj.is_meta else [((0,) * obj.dim(), obj)]
+            return outside(self._note(obj, parts))
         held = getattr(type(obj), "dtkit_model", None)
         if held is not None:
             return same, (obj.model,)
@@ -64,13 +76,18 @@ class Pieces:
         if any(isinstance(placement, Partial) for placement in tensor.placements):
             msg = "a DTensor that is a partial sum; redistribute() it first"
             raise TypeError(msg)
-        shape, offset = compute_local_shape_and_global_offset(
+        self.ranks.update(tensor.device_mesh.mesh.flatten().tolist())
+        if is_fused(tensor):
+            return self._note(tensor, stripes(tensor))
+        _, offset = compute_local_shape_and_global_offset(
             tensor.shape, tensor.device_mesh, tensor.placements
         )
-        self.ranks.update(tensor.device_mesh.mesh.flatten().tolist())
-        return self._note(tensor, tensor.to_local(), Chunk(len(self.wholes), offset, shape))
+        return self._note(tensor, [(offset, tensor.to_local())])
 
-    def _note(self, tensor: torch.Tensor, part: torch.Tensor, chunk: Chunk) -> int:
+    def _note(
+        self, tensor: torch.Tensor, parts: Sequence[tuple[tuple[int, ...], torch.Tensor]]
+    ) -> int:
+        number = len(self.wholes)
         self.wholes.append(
             Whole(
                 tuple(tensor.shape),
@@ -80,15 +97,17 @@ class Pieces:
                 isinstance(tensor, nn.Parameter),
             )
         )
-        if chunk.numel:
-            self.chunks.append(chunk)
-            self.parts.append(part.detach())
-        return chunk.number
+        for offset, part in parts:
+            if part.numel():
+                self.chunks.append(Chunk(number, offset, tuple(part.shape)))
+                self.parts.append(part.detach())
+        return number
 
 
 def _is_changed(module: nn.Module) -> bool:
     return (
-        isinstance(module, FSDPModule)
+        isinstance(module, FSDPModule | InRegion)
+        or type(module) in _CLASSES
         or MARK in module.__dict__
         or any(_our_hooks(hooks) for hooks in _hooks_of(module.__dict__).values())
     )
@@ -104,14 +123,16 @@ def _plain(module: nn.Module) -> Any:
 
 
 def plain_class(module: nn.Module) -> type[nn.Module]:
-    """Return the class that a module has when it is not sharded."""
-    # [its name with FSDP before it, FSDPModule, its own, …]
-    return type(module).__mro__[2] if isinstance(module, FSDPModule) else type(module)
+    """Return the class that a module has when it is not divided."""
+    kind = type(module)
+    if isinstance(module, FSDPModule | InRegion):  # [a class of its name, one of these, its own, …]
+        kind = kind.__mro__[2]
+    return _CLASSES.get(kind, kind)
 
 
 def strip(state: dict[str, Any]) -> None:
     """Take out of a module's state what was put into it to hold it over several ranks."""
-    for name in [n for n in state if n.startswith(("_fsdp", "_is_fsdp", "__composable_api"))]:
+    for name in [n for n in state if n.startswith(_ADDED)]:
         del state[name]
     removed: set[int] = set()
     for hooks in _hooks_of(state).values():

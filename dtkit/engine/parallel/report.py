@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["held_bytes", "mib", "say", "summary"]
+    from dtkit.engine.parallel.tensor_plan import Choice
+
+__all__ = ["cut_summary", "held_bytes", "mib", "say", "summary", "tensor_summary", "tensor_table"]
 
 
 def say(group: dist.ProcessGroup, text: str) -> None:
@@ -60,6 +63,37 @@ def cut_summary(
         rank = number % num_ranks
         texts.append(f"rank {rank}: {which}, {mib(size)} MiB, {share:.0%} {unit}")
     return f"pipeline of {len(ranges)} stages ({'; '.join(texts)})"
+
+
+def tensor_summary(model: nn.Module, choices: Sequence[Choice], num_ranks: int) -> str:
+    """Return what became of a model whose layers were divided."""
+    params = list(model.parameters())
+    num = sum(choice.style != "whole" for choice in choices)
+    return (
+        f"{type(model).__name__} tensor parallel over {num_ranks} ranks: {num} layers divided, "
+        f"{mib(held_bytes(params))} of {mib(sum(p.nbytes for p in params))} MiB of parameters on "
+        "each"
+    )
+
+
+def tensor_table(model: nn.Module, choices: Sequence[Choice]) -> str:
+    """Return what becomes of each layer; the same layers of several blocks are one line."""
+    modules = dict(model.named_modules())
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for choice in choices:
+        path = re.sub(r"(^|\.)\d+(?=\.)", r"\1*", choice.path) or type(model).__name__
+        text = f"{path} ({type(modules[choice.path]).__name__})"
+        rows.setdefault((text, choice.style, choice.why), []).append(choice.path)
+    lines = [
+        (f"{paths[0]}{text[text.index(' '):]}" if len(paths) == 1 and paths[0] else text,
+         style, f"{why}{' ' if why else ''}{f'(× {len(paths)})' if len(paths) > 1 else ''}")
+        for (text, style, why), paths in rows.items()
+    ]  # fmt: skip
+    lines = [("layer", "style", "why"), *lines]
+    widths = [max(len(line[i]) for line in lines) for i in range(2)]
+    return "\n".join(
+        f"{a.ljust(widths[0])}  {b.ljust(widths[1])}  {c}".rstrip() for a, b, c in lines
+    )
 
 
 def held_bytes(tensors: Iterable[torch.Tensor]) -> int:

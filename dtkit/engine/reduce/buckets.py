@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dtkit.engine.parallel.norms import own_part
 from dtkit.engine.reduce.wire import Averaging
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Bucket:
         self.params = tuple(params)
         self.tensors = tuple(tensors)
         self.compressor = compressor
-        members = [*self.params, *self.tensors]
+        members = [*map(own_part, self.params), *self.tensors]
         num_values = sum(m.numel() for m in members)
         self.flat = torch.zeros(
             num_values + len(self.params), dtype=members[0].dtype, device=members[0].device
@@ -101,7 +102,7 @@ class Bucket:
                 self.views[i].zero_()
                 self._presence[i] = 0.0
             present = [i for i, p in enumerate(self.params) if p.grad is not None]
-            sources = [_dense(self.params[i].grad) for i in present]
+            sources = [_dense(own_part(self.params[i].grad)) for i in present]
             others = self.views[len(self.params) :]
             _copy([*(self.views[i] for i in present), *others], [*sources, *self.tensors])
             self._averaging = Averaging(self._wire, self.flat, self._presence, self.compressor)
@@ -127,7 +128,7 @@ class Bucket:
                 self.params[i].grad = torch.empty_like(self.params[i])
         targets, sources = list(self.tensors), self.views[len(self.params) :]
         for param, view in zip(self.params, self.views, strict=False):
-            grad = param.grad
+            grad = own_part(param.grad)
             if grad is None:
                 continue
             if grad.is_sparse:
@@ -187,7 +188,7 @@ def _chunks(params: list[torch.Tensor], most_bytes: int) -> list[list[torch.Tens
     size = 0
     for param in params:
         limit = FIRST_BUCKET_BYTES if len(chunks) == 1 else most_bytes
-        num_bytes = param.numel() * param.element_size()
+        num_bytes = own_part(param).nbytes
         if chunks[-1] and size + num_bytes > limit:
             chunks.append([])
             size = 0

@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from dtkit.compression import Compression
 from dtkit.engine.models import BY_DDP
+from dtkit.engine.parallel.norms import own_part
 from dtkit.engine.reduce.compressors import Layout
 from dtkit.engine.reduce.memory import Memory
 from dtkit.engine.reduce.momentum import MomentumCorrection
@@ -86,7 +87,7 @@ class Wire:
         """Return the layout of these parameters' gradients: of one dtype, on one device."""
         first = params[0]
         momentum = [] if self.momentum is None else [self.momentum.of(first)]
-        shapes = tuple(p.shape for p in params)
+        shapes = tuple(own_part(p).shape for p in params)
         return Layout(shapes, first.dtype, first.device, self.group.size(), *momentum)
 
 
