@@ -36,6 +36,7 @@ class RankOutput:
         self._column = 0
         self._num_chars = 0
         self._num_cut = 0
+        self._num_cut_chars = 0
 
     def write(self, text: str) -> None:
         """Append text; a carriage return goes back to the start of the line."""
@@ -47,21 +48,36 @@ class RankOutput:
             elif piece == "\b":
                 self._column = max(0, self._column - 1)
             elif piece:
-                end = self._column + len(piece)
-                self._line[self._column : end] = piece
-                self._column = end
+                self._put(piece)
 
     def clear(self) -> None:
         """Forget everything, as `clear_output` does."""
         self._lines.clear()
         self._line.clear()
-        self._column = self._num_chars = self._num_cut = 0
+        self._column = self._num_chars = self._num_cut = self._num_cut_chars = 0
 
     @property
     def text(self) -> str:
         """Everything printed so far; of more than `MAX_CHARS` characters the newest."""
-        cut = f"… {self._num_cut:,} earlier lines are not shown\n" if self._num_cut else ""
-        return cut + "".join(self._lines) + "".join(self._line)
+        cut = [
+            f"{num:,} earlier {noun}"
+            for num, noun in ((self._num_cut, "lines"), (self._num_cut_chars, "characters"))
+            if num
+        ]
+        note = f"… {' and '.join(cut)} are not shown\n" if cut else ""
+        return note + "".join(self._lines) + "".join(self._line)
+
+    def _put(self, piece: str) -> None:
+        # A list of characters takes 8 bytes for each: a line of 50 MB must not become one.
+        num_over = self._column + len(piece) - MAX_CHARS
+        if num_over > 0:
+            self._num_cut_chars += num_over
+            del self._line[:num_over]
+            self._column = max(0, self._column - num_over)
+            piece = piece[-MAX_CHARS:]
+        end = self._column + len(piece)
+        self._line[self._column : end] = piece
+        self._column = end
 
     def _end_line(self) -> None:
         line = "".join(self._line) + "\n"

@@ -62,6 +62,7 @@ class AttachedCluster(HostCluster):
             raise StartError(msg) from error
         self.engines = Engines(client, self.slots)
         self.engines.note_missing()
+        self.keys = read_keys(self.dir)
         if self.record.guardian is None or not self.record.guardian.is_alive:
             self.post_guardian()
         self._watch = EndWatch(self._ends())

@@ -17,7 +17,7 @@ from dtkit.cluster.placement import Slot
 from dtkit.cluster.starter import Starter
 from dtkit.errors import StartError
 from dtkit.guard.processes import Identity, end, family
-from dtkit.guard.record import remove
+from dtkit.guard.record import remove, restore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -53,6 +53,8 @@ class HostCluster:
         self._preload = preload
         self._is_stopping = False
         self._num_oom_kills = num_oom_kills()
+        self.keys: dict[str, bytes] = {}
+        """What the session's folder is put back with, if somebody removes it."""
         record.write()
 
     @cached_property
@@ -102,6 +104,7 @@ class HostCluster:
             StartError: a new engine ended or did not come up in time.
         """
         engines = [slot.engine for slot in self.slots if slot.rank in ranks]
+        self._restore_folder()  # first: who cannot be replaced is not ended
         end([found for e in engines if (found := self._engine(e)) is not None], grace_s=0.0)
         deadline = time.monotonic() + START_TIMEOUT_S
         # A new engine gets the id only when the controller has forgotten the old one.
@@ -126,7 +129,8 @@ class HostCluster:
         found = family(filter(None, map(Identity.of, pids)))
         known = {i: None for i in (*self.record.processes, *found) if i.is_alive}
         self.record = replace(self.record, processes=tuple(known))
-        with contextlib.suppress(FileNotFoundError):  # the session has ended already
+        # The session has ended already, or its folder takes nothing any more: a full disk.
+        with contextlib.suppress(OSError):
             self.record.write()
 
     def pids(self) -> list[int]:
@@ -140,6 +144,22 @@ class HostCluster:
         logs = sorted((self.dir / "log").glob(f"ipengine-*-{engine}.log"))
         text = "".join(path.read_text(errors="replace") for path in logs)
         return "\n".join(text.splitlines()[-num_lines:])
+
+    def _restore_folder(self) -> None:
+        """Put the session's folder back if somebody has removed it, as who cleans up /tmp does.
+
+        Raises:
+            StartError: it cannot be.
+        """
+        try:
+            restore(self.dir, self.keys)
+            self.record.write()
+        except OSError as error:
+            msg = (
+                f"the session's folder {self.dir} is gone or damaged and cannot be put back: "
+                f"{error}. No new engine can start; pull what you need, then %dist_shutdown"
+            )
+            raise StartError(msg) from error
 
     def _engine(self, engine: int) -> Identity | None:
         """Return the process of an engine, whoever started it; None if it has ended."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from dtkit.cluster.engines import Engines
 from dtkit.cluster.host import POLL_S, START_TIMEOUT_S, HostCluster
+from dtkit.guard.record import read_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,6 +40,7 @@ class LocalCluster(HostCluster):
         self.post_guardian()
         try:
             self.engines = self._start(on_stage)
+            self.keys = read_keys(self.dir)
         except BaseException:
             self.stop()
             raise

@@ -10,11 +10,12 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import os
 import sys
 import termios
 import time
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from dtkit.engine import memory, modes
 from dtkit.engine.interrupts import protect
@@ -53,6 +54,7 @@ class Agent:
 
     def __init__(self, kernel: Any) -> None:  # Any: ipykernel's kernel is untyped
         self.kernel = kernel
+        self._pid = os.getpid()
         self.group: Group | None = None
         self.group_store: Any = None
         self.detached: list[Any] = []
@@ -113,10 +115,12 @@ class Agent:
             self.note_parent()
         self._num_cells += 1
 
-    def after_cell(self, _result: Any) -> None:
+    def after_cell(self, result: Any) -> None:
         """Count the cell out, once all that it wrote is on its way; IPython calls this."""
         self._is_leaving = self._num_cells == 1
         self._num_cells -= 1
+        if os.getpid() != self._pid and not self._num_cells:
+            _end_child(0 if result.success else 1)
         drain_descriptors()
 
     def tell_failure(self, show: Callable[..., Any]) -> Callable[..., Any]:
@@ -189,6 +193,17 @@ def install() -> None:
 def _end_cell() -> None:
     """Stand in for what `exit()` asks: it would end the engine, and all that it holds."""
     raise SystemExit
+
+
+def _end_child(status: int) -> NoReturn:
+    """End a process that the cell forked, and that has come to the cell's end as this one will.
+
+    It would go on as a second kernel on the engine's own sockets, and whoever waits for it
+    waits for ever.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)
 
 
 def agent() -> Agent:

@@ -154,7 +154,8 @@ def _may_wait(frames: list[FrameType]) -> bool:
     code = frames[0].f_code
     if code.co_name == _BACKWARD or any(part in code.co_filename for part in _COMMUNICATING):
         return True
-    return "wait" in linecache.getline(code.co_filename, frames[0].f_lineno)
+    # Instructions that no line stands for (at the end of a `with`) have none.
+    return "wait" in linecache.getline(code.co_filename, frames[0].f_lineno or 0)
 
 
 def _in_flight() -> dict[str, Any] | None:

@@ -32,6 +32,7 @@ class Guardian:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._idle_since_s: float | None = None
+        self._last: SessionRecord | None = None
 
     def look(self, now_s: float) -> bool:
         """Look at the session, end it if it is time, and return whether it has ended.
@@ -42,13 +43,14 @@ class Guardian:
         try:
             with locked(self._folder):
                 return self._look(now_s)
-        except FileNotFoundError:  # ended by its kernel
-            return True
+        except FileNotFoundError:
+            return self._look_without_folder(now_s)
 
     def _look(self, now_s: float) -> bool:
         record = SessionRecord.read(self._folder)
         if record is None:
-            return True
+            return self._look_without_folder(now_s)
+        self._last = record
         if not record.is_orphan or (not record.is_strict and active_ranks(self._folder)):
             self._count_from(record, None)
             return False
@@ -59,6 +61,26 @@ class Guardian:
             return False
         end(family(record.processes), grace_s=_GRACE_S if record.lease_s else 0.0)
         remove(self._folder)
+        return True
+
+    def _look_without_folder(self, now_s: float) -> bool:
+        """Go on without the folder: it was removed by the session's end, or by somebody else.
+
+        Who cleans up a temporary directory ends no session, and its kernel can put the folder
+        back. Without a kernel nobody can take the session over any more; the lease holds all
+        the same, since whether a run goes on cannot be told.
+        """
+        record = self._last
+        if record is None or not record.is_alive:
+            return True
+        if not record.is_orphan:
+            self._idle_since_s = None
+            return False
+        if self._idle_since_s is None:
+            self._idle_since_s = now_s
+        if now_s - self._idle_since_s < record.lease_s:
+            return False
+        end(family(record.processes), grace_s=_GRACE_S if record.lease_s else 0.0)
         return True
 
     def _count_from(self, record: SessionRecord, since_s: float | None) -> None:

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 from dtkit.guard.processes import Identity, boot_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 __all__ = ["FOLDER_PREFIX", "RankRun", "SessionRecord", "active_ranks", "find_records", "locked",
-           "notebook_name", "remove"]  # fmt: skip
+           "notebook_name", "read_keys", "remove", "restore"]  # fmt: skip
 
 FOLDER_PREFIX = "dtkit-"
 _NAME = "session.json"
@@ -227,6 +227,29 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def read_keys(folder: Path) -> dict[str, bytes]:
+    """Return the files in a session's folder by which its controller is reached, by path."""
+    found = sorted(folder.glob("security/ipcontroller-*.json"))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+def restore(folder: Path, keys: Mapping[str, bytes]) -> None:
+    """Put a session's folder back that somebody has removed, in whole or in part.
+
+    Raises:
+        OSError: it cannot be made, or somebody else has one of that name.
+    """
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if not _is_private(folder):
+        msg = f"{folder} is not this user's alone"
+        raise PermissionError(msg)
+    (folder / "log").mkdir(mode=0o700, exist_ok=True)
+    for name, content in keys.items():
+        path = folder / name
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        _write_private(path, content)
+
+
 def _this_process() -> Identity:
     identity = Identity.of(os.getpid())
     assert identity is not None  # noqa: S101  it is us
@@ -235,9 +258,14 @@ def _this_process() -> Identity:
 
 def _write_whole(path: Path, values: dict[str, Any]) -> None:
     """Write JSON so that a reader finds all of it, or what was there before."""
+    _write_private(path, json.dumps(values).encode())
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    """Write a file of this user's alone so that a reader finds all of it, or what was before."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with os.fdopen(os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
-        json.dump(values, file)
+    with os.fdopen(os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(content)
     temporary.replace(path)
 
 

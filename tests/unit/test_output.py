@@ -39,6 +39,19 @@ def test_only_the_newest_text_is_kept_and_the_cut_is_said() -> None:
     assert first == f"… {30_000 - len(rest):,} earlier lines are not shown"
 
 
+@pytest.mark.parametrize("num_pieces", [1, 50])
+def test_of_one_long_line_the_newest_is_kept(num_pieces: int) -> None:
+    output = RankOutput()
+    for i in range(num_pieces):
+        output.write("x" * (1_000_000 // num_pieces - 1) + str(i % 10))
+    first, rest = output.text.split("\n")
+    assert first == "… 800,000 earlier characters are not shown"
+    assert len(rest) == MAX_CHARS
+    assert rest.endswith(str((num_pieces - 1) % 10))
+    output.write("\rshort\n")
+    assert output.text.split("\n")[1].startswith("short")
+
+
 def test_clearing_forgets_everything() -> None:
     output = RankOutput()
     output.write("a\nb")
