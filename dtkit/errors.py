@@ -12,6 +12,7 @@ DtkitError
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 __all__ = [
@@ -26,6 +27,9 @@ __all__ = [
     "StartError",
     "check_choice",
 ]
+
+
+_NUMBER = re.compile(r"\d[\d.]*")
 
 
 class DtkitError(Exception):
@@ -109,11 +113,21 @@ class RankError(DtkitError):
             groups.setdefault(key, ([], failure))[0].append(failure.rank)
         return list(groups.values())
 
+    def _alike(self) -> list[list[RankFailure]]:
+        """Causal failures, those that differ in numbers only taken together: a rank, a size."""
+        groups: dict[tuple[str, str, int | None], list[RankFailure]] = {}
+        for failure in self.causes:
+            key = (failure.ename, _NUMBER.sub("#", failure.evalue), failure.line)
+            groups.setdefault(key, []).append(failure)
+        return list(groups.values())
+
     def _render_traceback_(self) -> list[str]:
         rendered = []
-        for ranks, failure in self._grouped():
-            where = f", cell line {failure.line}" if failure.line else ""
-            rendered += [f"── {_rank_list(ranks)}{where} ──", failure.traceback.rstrip()]
+        for first, *others in self._alike():
+            where = f", cell line {first.line}" if first.line else ""
+            ranks = _rank_list([first.rank, *(f.rank for f in others)])
+            rendered += [f"── {ranks}{where} ──", first.traceback.rstrip()]
+            rendered += [f"(rank {f.rank}: {f.evalue})" for f in others if f.evalue != first.evalue]
         num_echoes = len(self.failures) - len(self.causes)
         if num_echoes:
             echoes = [f.rank for f in self.failures if f.is_echo]

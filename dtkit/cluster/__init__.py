@@ -3,6 +3,7 @@
 from dtkit.cluster.attached import AttachedCluster
 from dtkit.cluster.engines import Engines
 from dtkit.cluster.execution import Execution, Reply
+from dtkit.cluster.holding import interrupt_held
 from dtkit.cluster.host import HostCluster
 from dtkit.cluster.local import LocalCluster
 from dtkit.cluster.placement import Slot, choose_backend, place_local
@@ -16,5 +17,6 @@ __all__ = [
     "Reply",
     "Slot",
     "choose_backend",
+    "interrupt_held",
     "place_local",
 ]

@@ -14,7 +14,7 @@ from dtkit.cluster.engines import Engines
 from dtkit.cluster.host import HostCluster
 from dtkit.cluster.watching import EndWatch
 from dtkit.errors import InvalidInputError, StartError
-from dtkit.guard.record import SessionRecord, locked
+from dtkit.guard.record import SessionRecord, locked, read_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

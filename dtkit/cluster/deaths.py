@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["end_session", "exit_text", "last_words", "num_oom_kills"]
 
 _NUM_LINES = 8
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _OWN_LINE = re.compile(r"\d{4}-\d\d-\d\d .*\[(Engine|KernelNanny)[.\]]|Extension modules: |\s*$")
 _CRASH = "Fatal Python error: "  # as faulthandler begins, the innermost frame first
 _KILL_TIMEOUT_S = 2.0
@@ -40,8 +41,8 @@ def exit_text(code: int | None, oom_kills: tuple[int, int] = (0, 0)) -> str:
 
 def last_words(log: str) -> str:
     """Return the few lines of an engine's log that tell most, without ipyparallel's own."""
-    _, crash, stack = log.rpartition(_CRASH)
-    lines = [line for line in (stack if crash else log).splitlines() if not _OWN_LINE.match(line)]
+    _, crash, stack = _ANSI.sub("", log).rpartition(_CRASH)
+    lines = [line for line in stack.splitlines() if not _OWN_LINE.match(line)]
     if crash:
         return "\n".join([crash + lines[0], *lines[1:_NUM_LINES]])
     return "\n".join(lines[-_NUM_LINES:])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from dtkit.cluster.deaths import end_session, exit_text, last_words, num_oom_kills
+from dtkit.cluster.holding import interrupt_held
 from dtkit.cluster.placement import Slot
 from dtkit.cluster.starter import Starter
 from dtkit.errors import StartError
@@ -87,15 +88,16 @@ class HostCluster:
                 before it is killed itself.
         """
         self._is_stopping = True
-        self.remember(self.starter.pids())
-        self.leave()
-        # A SIGTERM lets engines run their exit handlers; what is then still there
-        # is killed. The guardian goes last: until then it would finish this for us.
-        end(family(self.record.processes), grace_s=0.0 if is_hurried else _STOP_TIMEOUT_S)
-        guardian = self.record.guardian
-        if guardian is not None:
-            end([guardian], grace_s=0.0)
-        remove(self.dir)
+        with interrupt_held():
+            self.remember(self.starter.pids())
+            self.leave()
+            # A SIGTERM lets engines run their exit handlers; what is then still there
+            # is killed. The guardian goes last: until then it would finish this for us.
+            end(family(self.record.processes), grace_s=0.0 if is_hurried else _STOP_TIMEOUT_S)
+            guardian = self.record.guardian
+            if guardian is not None:
+                end([guardian], grace_s=0.0)
+            remove(self.dir)
 
     def replace(self, ranks: Sequence[int]) -> None:
         """End the engines of these ranks if they live, and start new ones under the same ids.
@@ -154,6 +156,8 @@ class HostCluster:
         try:
             restore(self.dir, self.keys)
             self.record.write()
+            if self.record.guardian is None or not self.record.guardian.is_alive:
+                self.post_guardian()
         except OSError as error:
             msg = (
                 f"the session's folder {self.dir} is gone or damaged and cannot be put back: "

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from dtkit.cluster.engines import Engines
+from dtkit.cluster.holding import interrupt_held
 from dtkit.cluster.host import POLL_S, START_TIMEOUT_S, HostCluster
 from dtkit.guard.record import read_keys
 
@@ -48,12 +49,14 @@ class LocalCluster(HostCluster):
     def _start(self, on_stage: Callable[[str], None]) -> Engines:
         on_stage(f"starting controller and {len(self.slots)} engines")
         starter = self.starter
-        # Engines first: their start is the long pole (they import torch).
-        starter.start_engines()
-        self.remember(starter.pids())
-        starter.start_controller()
-        self.remember(starter.pids())
-        engines = Engines(starter.connect(), self.slots)
+        # Another thread starts them, and would go on when an interrupt has ended the wait for it.
+        with interrupt_held():
+            # Engines first: their start is the long pole (they import torch).
+            starter.start_engines()
+            self.remember(starter.pids())
+            starter.start_controller()
+            self.remember(starter.pids())
+            engines = Engines(starter.connect(), self.slots)
         on_stage("waiting for engines to register")
         deadline = time.monotonic() + START_TIMEOUT_S
         while not engines.are_registered():

@@ -174,8 +174,11 @@ class Conductor:
         freed = freed_text(supervisor.places, len(self._engines.ranks))
         if lost and not (auto_restart or supervisor.replaced):
             names = ",".join(map(str, lost))
-            state = f"their state is kept. %dist_restart {names} puts a new engine in its place"
-            return "; ".join(filter(None, [freed, f"{state}, --refill with the state of another"]))
+            new = f"%dist_restart {names} puts a new engine in its place"
+            if len(lost) == len(self._engines.ranks):
+                return new
+            kept = f"{'their state' if freed else 'the state of the others'} is kept. {new}"
+            return "; ".join(filter(None, [freed, f"{kept}, --refill with the state of another"]))
         if not lost:
             self._repair.rebuild()
             return "; ".join(filter(None, [freed, "group rebuilt; state kept"]))

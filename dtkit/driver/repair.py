@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dtkit._ranks import format_ranks
+from dtkit.cluster import interrupt_held
 from dtkit.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ class Repair:
         Replicas of a DDP model can be a step apart when a rank fails: one had the
         sum when another lost it. They are made equal, as wrapping the model does.
         """
-        self._facts.update(self._group.rebuild())
+        with interrupt_held():
+            self._facts.update(self._group.rebuild())
         names = self._engines.call("dtkit.engine.replicas:names_of_replicas", ranks=[0])[0]
         if names:
             self._engines.call("dtkit.engine.refill:equalize", (names, 0))
@@ -68,10 +70,14 @@ class Repair:
         if refill and not healthy:
             msg = "--refill: there is no healthy rank to take state from; run the cells again"
             raise InvalidInputError(msg)
+        with interrupt_held():
+            return self._put_new(ranks, healthy if refill else [])
+
+    def _put_new(self, ranks: Sequence[int], healthy: Sequence[int]) -> str:
         self._group.leave(without=ranks)
         self._replace(ranks)
         text = f"{format_ranks(tuple(ranks), len(self._engines.ranks))}: new engine"
-        if not refill:
+        if not healthy:
             self._facts.update(self._group.build())
             return f"{text}, no names yet"
         call = self._engines.call

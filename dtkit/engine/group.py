@@ -164,6 +164,8 @@ def leave() -> None:
     if group is None:
         return
     group.patches.close()
+    # A thread of the cell's that waits in a collective would wait for ever: all are leaving.
+    group.links.cut()
     group.links.close()
     # The last failed cell's frames hold it otherwise, with its threads and connections.
     memory.forget_last_error(getattr(sys, "last_value", None))

@@ -43,7 +43,7 @@ class Guardian:
         try:
             with locked(self._folder):
                 return self._look(now_s)
-        except FileNotFoundError:
+        except OSError:  # gone, or something else is there now
             return self._look_without_folder(now_s)
 
     def _look(self, now_s: float) -> bool:

@@ -10,6 +10,7 @@ from traitlets import Unicode
 
 from dtkit.driver.registry import current_session
 from dtkit.driver.session import Session
+from dtkit.driver.waiting import Interrupted
 from dtkit.magics.arguments import Parser, usage_errors
 from dtkit.magics.attaching import attach, note_orphans, started_line
 from dtkit.magics.base import DtkitMagics, say
@@ -45,6 +46,10 @@ class DistMagics(DtkitMagics):
         stage = StageLine("starting")
         try:
             session = self._start(args, stage)
+        except KeyboardInterrupt:
+            stage.finish("not started")
+            msg = "no engine was started"
+            raise Interrupted(msg) from None
         except BaseException:
             stage.finish("not started")
             raise

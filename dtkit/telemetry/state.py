@@ -101,7 +101,8 @@ class RunState:
         """Close the run as finished, stopped or failed, now or when its ranks ended."""
         with self._lock:
             for rank in self._ranks.values():
-                if not rank.is_over():
+                # Whom the user interrupted, and whom that freed, has not failed.
+                if not rank.is_over() or (state == "stopped" and rank.state == "failed"):
                     rank.state = state
             self._merge()
             self.state, self.error = state, error

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import stat
 import threading
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,7 @@ import pytest
 from test_faults import SETUP
 
 from dtkit.driver.registry import current_session
-from dtkit.errors import ClusterDiedError, EngineDiedError, RankError
+from dtkit.errors import ClusterDiedError, EngineDiedError, RankError, StartError
 from dtkit.options import RunOptions
 
 if TYPE_CHECKING:
@@ -90,6 +92,27 @@ def test_an_engine_that_answers_nothing_is_replaced(
     assert "state of rank 0" in session3.restart([1], refill=True)
     own(session3, owned_pids)
     assert len(set(session3.execute("train()").results.values())) == 1
+
+
+@pytest.mark.timeout(180)
+def test_an_engine_is_replaced_also_when_the_sessions_folder_is_gone(
+    session3: dtkit.Session, owned_pids: set[int]
+) -> None:
+    folder = session3._cluster.dir
+    shutil.rmtree(folder)
+    folder.touch()
+    before = session3.facts[1]["pid"]
+    with pytest.raises(StartError, match="cannot be put back"):
+        session3.restart([1], refill=True)
+    session3.reset_group()
+    assert session3.execute("kept").results[1] == "10"  # who cannot be replaced is not ended
+    folder.unlink()
+    session3.restart([1], refill=True)
+    own(session3, owned_pids)
+    assert session3.facts[1]["pid"] != before
+    assert len(set(session3.execute("train()").results.values())) == 1
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(f.stat().st_mode) for f in folder.glob("security/ipc*.json")} == {0o600}
 
 
 @pytest.mark.timeout(180)

@@ -194,6 +194,41 @@ def test_a_cell_that_exits_ends_and_the_rank_stays(prepared: dtkit.Session, call
     assert_all_is_well(prepared)
 
 
+def test_a_child_of_a_cell_ends_where_the_cell_does(prepared: dtkit.Session) -> None:
+    """It would go on as a second kernel, and `waitpid` wait for ever."""
+    cell = """\
+import os
+pid = os.fork()
+if pid == 0:
+    {child}
+os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+"""
+    statuses = prepared.execute(cell.format(child="raise ValueError('in the child')")).results
+    assert statuses == dict.fromkeys(range(4), "1")
+    prepared.execute("child = os.fork()")
+    statuses = prepared.execute("os.waitpid(child, 0)[1]").results
+    assert statuses == dict.fromkeys(range(4), "0")
+    assert_all_is_well(prepared)
+
+
+def test_a_thread_in_a_collective_is_freed_with_the_group(prepared: dtkit.Session) -> None:
+    prepared.execute("""\
+import threading
+freed = []
+def wait():
+    try:
+        dist.recv(torch.ones(1), src=(rank + 1) % 4)
+    except RuntimeError as error:
+        freed.append(type(error).__name__)
+thread = threading.Thread(target=wait)
+thread.start()
+""")
+    prepared.reset_group()
+    done = prepared.execute("thread.join(10)\nthread.is_alive(), freed").results
+    assert done == dict.fromkeys(range(4), "(False, ['RuntimeError'])")
+    assert_all_is_well(prepared)
+
+
 def test_an_interrupt_leaves_no_mode_of_torch_switched(prepared: dtkit.Session) -> None:
     """As one does that arrives within `__enter__` of `torch.no_grad`."""
     modes = "torch.is_grad_enabled(), torch.is_autocast_enabled('cpu')"

@@ -94,6 +94,24 @@ def test_the_session_ends_when_its_lease_has_run_out(record: SessionRecord) -> N
     assert guardian.look(LEASE_S)
 
 
+def test_who_cleans_up_the_folder_ends_no_session(record: SessionRecord) -> None:
+    guardian = Guardian(record.dir)
+    assert not guardian.look(0.0)
+    records.remove(record.dir)
+    assert not guardian.look(1.0)
+    records.restore(record.dir, {})
+    record.write()
+    assert not guardian.look(2.0)
+    records.remove(record.dir)
+    record.dir.touch()  # something else has its name
+    kill(record.driver)
+    assert not guardian.look(3.0)
+    assert not guardian.look(2.0 + LEASE_S)
+    assert record.is_alive
+    assert guardian.look(3.0 + LEASE_S)
+    assert not record.is_alive
+
+
 def test_whoever_takes_it_over_in_time_keeps_it(
     record: SessionRecord, spawn: Callable[[], Identity]
 ) -> None:

@@ -107,6 +107,17 @@ def test_an_idle_rank(prepared: dtkit.Session) -> None:
     assert places[0]["line"] is None
 
 
+def test_a_frame_without_a_line_is_looked_at_too(prepared: dtkit.Session) -> None:
+    """Python 3.11 has such instructions, for an instant: at the end of a `with`."""
+    cell = """\
+from types import SimpleNamespace
+from dtkit.engine import where
+code = SimpleNamespace(co_name='run', co_filename='/cell.py')
+where._may_wait([SimpleNamespace(f_code=code, f_lineno=None)])
+"""
+    assert prepared.execute(cell).results == {0: "False", 1: "False"}
+
+
 def test_whoever_has_not_arrived_is_named(prepared: dtkit.Session) -> None:
     said = ""
 

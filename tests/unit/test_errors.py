@@ -16,6 +16,21 @@ def test_the_same_error_on_several_ranks_is_shown_once() -> None:
     assert "".join(error._render_traceback_()).count("traceback of") == 1
 
 
+def test_errors_that_differ_in_a_number_only_have_one_traceback() -> None:
+    texts = ("the loss is nan on rank 0 in step 6", "the loss is nan on rank 1 in step 6")
+    other = RankFailure(2, "ValueError", "no loss", "traceback of 2", 3)
+    failures = [
+        RankFailure(i, "ValueError", t, f"traceback of {i}", 3) for i, t in enumerate(texts)
+    ]
+    assert RankError((*failures, other))._render_traceback_() == [
+        "── ranks 0, 1, cell line 3 ──",
+        "traceback of 0",
+        "(rank 1: the loss is nan on rank 1 in step 6)",
+        "── rank 2, cell line 3 ──",
+        "traceback of 2",
+    ]
+
+
 def test_echoes_are_folded_into_a_line() -> None:
     error = RankError((failure(1), failure(0, is_echo=True)))
     rendered = "\n".join(error._render_traceback_())

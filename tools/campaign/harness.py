@@ -60,24 +60,15 @@ class Trial:
 
 @dataclass(slots=True)
 class Growth:
-    """Descriptors, threads and memory of one engine: when it was warm, and last."""
+    """Descriptors, threads and memory of one process, measured after each fault."""
 
-    num_trials: int = 0
-    first: tuple[float, ...] = (0, 0, 0)
-    last: tuple[float, ...] = (0, 0, 0)
+    amounts: list[tuple[float, float, float]] = field(default_factory=list)
+    """(num_faults, 3): number, number, MiB."""
 
-    def note(self, process: psutil.Process, warm_after: int = 4) -> None:
-        """Take a measurement; what comes before the engine is warm is no growth."""
-        self.num_trials += 1
+    def note(self, process: psutil.Process) -> None:
+        """Take a measurement."""
         rss_mib = process.memory_info().rss / 2**20
-        self.last = (process.num_fds(), process.num_threads(), rss_mib)
-        if self.num_trials <= warm_after:
-            self.first = self.last
-
-    @property
-    def amounts(self) -> tuple[float, ...]:
-        """How many more: descriptors, threads, MiB."""
-        return tuple(after - before for before, after in zip(self.first, self.last, strict=True))
+        self.amounts.append((process.num_fds(), process.num_threads(), rss_mib))
 
 
 @dataclass(slots=True)
@@ -114,7 +105,7 @@ class Rig:
         trial.num_innocent = len(changed - ({rank} if ends_rank else set()))
         # What is garbage is no leak; engines collect it when they next allocate much.
         self.session.execute("import gc; gc.collect(); None")
-        for pid in self._pids().values():
+        for pid in (os.getpid(), *self._pids().values()):
             self.growth.setdefault(pid, Growth()).note(psutil.Process(pid))
         return trial
 
