@@ -77,14 +77,17 @@ def _about(traces: Sequence[RankTrace]) -> dict[str, Any]:  # Any: JSON
         str(t.head.rank): {
             "host": t.head.host,
             "offset_us": t.head.offset_ns / 1000,
-            "error_us": t.head.error_ns / 1000,
+            "error_us": t.error_ns / 1000,
+            **({"drift_us": (t.clock.offset_ns - t.head.offset_ns) / 1000} if t.clock else {}),
         }
         for t in traces
     }
+    is_compared_twice = any(t.clock for t in traces)
+    when = "began and when it ended, and taken evenly between" if is_compared_twice else "began"
     return {
-        "clock": "the first rank's; each rank's offset was measured when the run began",
+        "clock": f"the first rank's; each rank's offset was measured when the run {when}",
         "clocks": clocks,
-        "error_us": max((t.head.error_ns for t in traces), default=0) / 1000,
+        "error_us": max((t.error_ns for t in traces), default=0) / 1000,
     }
 
 

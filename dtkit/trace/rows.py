@@ -120,14 +120,51 @@ class Head:
         return json.dumps({"head": values}).encode() + b"\n"
 
 
+class Clock(NamedTuple):
+    """A later comparison of a rank's clock with the first rank's: clocks of hosts drift.
+
+    Attributes:
+        at_ns: when, on this rank's clock.
+        offset_ns: to be added to it then.
+        error_ns: how far off that may be.
+    """
+
+    at_ns: int
+    offset_ns: int
+    error_ns: int
+
+    def encode(self) -> bytes:
+        """Return it as a JSON line."""
+        return json.dumps({"clock": self}).encode() + b"\n"
+
+
 @dataclass(slots=True)
 class RankTrace:
-    """All that is known of one rank, its times on the first rank's clock."""
+    """All that is known of one rank, its times on the first rank's clock.
+
+    Attributes:
+        head: what it said when it began.
+        clock: how its clock compared at the end; None: one host, or it did not come to its end.
+    """
 
     head: Head
+    clock: Clock | None = None
     steps: list[Step] = field(default_factory=list)
     groups: dict[int, tuple[int, ...]] = field(default_factory=dict)
     tensors: dict[int, Tensors] = field(default_factory=dict)
+
+    def offset_ns(self, at_ns: int) -> int:
+        """Return what to add at a time of this rank's clock: between two comparisons, linearly."""
+        first_ns, start_ns = self.head.offset_ns, self.head.start_ns
+        if self.clock is None or self.clock.at_ns <= start_ns:
+            return first_ns
+        share = (at_ns - start_ns) / (self.clock.at_ns - start_ns)
+        return first_ns + round(share * (self.clock.offset_ns - first_ns))
+
+    @property
+    def error_ns(self) -> int:
+        """How far off the offset may be, if clocks drift evenly."""
+        return max(self.head.error_ns, self.clock.error_ns if self.clock else 0)
 
 
 def encode_names(groups: dict[int, tuple[int, ...]], tensors: dict[int, Tensors]) -> bytes:
@@ -172,6 +209,8 @@ def read_rank(path: Path, last: int | None = None) -> RankTrace | None:
         elif "head" in row:
             head = row["head"]
             trace = trace or RankTrace(Head(**{**head, "ranks": tuple(head["ranks"])}))
+        elif "clock" in row and trace is not None:
+            trace.clock = Clock(*row["clock"])
         elif trace is not None:
             trace.groups |= {int(k): tuple(v) for k, v in row["groups"].items()}
             trace.tensors |= {
@@ -179,7 +218,7 @@ def read_rank(path: Path, last: int | None = None) -> RankTrace | None:
                 for k, (names, dtype, shape) in row["tensors"].items()
             }
     if trace is not None:
-        trace.steps = [_step(row, trace.head.offset_ns) for row in steps]
+        trace.steps = [_step(row, trace.offset_ns(row[1])) for row in steps]
     return trace
 
 

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
 from test_trace_files import assert_valid, named
 
+from dtkit.errors import RankError
 from dtkit.options import RunOptions
 from dtkit.trace.advice import advise
 from dtkit.trace.analysis import Analysis, analyse
@@ -218,11 +219,30 @@ def test_ddp_is_seen_in_a_later_run_and_in_another_group(rig2: Rig) -> None:
 
 def test_a_clock_is_compared_to_within_the_error_that_is_stated(rig2: Rig) -> None:
     rig2.session.execute("from dtkit.engine.trace.clock import measure_offset")
-    first, second = rig2.values("measure_offset(rank, (0, 1), is_forced=True)")
-    assert first == (0, 0)
-    offset_ns, error_ns = second
+    first, second = rig2.values("tuple(measure_offset(rank, (0, 1), is_forced=True))")
+    assert first == (0, 0, True)
+    offset_ns, error_ns, has_hosts = second
+    assert has_hosts
     assert 0 < error_ns < 50_000_000
     assert abs(offset_ns) <= error_ns  # one host: the true offset is zero
+
+
+def test_clocks_of_several_hosts_are_compared_again_at_the_end(rig2: Rig) -> None:
+    cell = LOOP.replace("IN_DATA", "pass").replace("IN_FORWARD", "pass")
+    rig2.session.execute("""\
+from dtkit.engine.trace import clock
+number, clock._host_number = clock._host_number, lambda: rank
+""")
+    try:
+        run = rig2.session.train(cell, options=RunOptions(timeline=""))
+        with pytest.raises(RankError, match="cut short"):
+            rig2.session.train(f"{cell}\nassert rank, 'cut short'", options=RunOptions(timeline=""))
+    finally:
+        rig2.session.execute("clock._host_number = number")
+    about = json.loads((run.dir / "timeline.json").read_text())["otherData"]
+    assert "when it ended" in about["clock"]
+    assert abs(about["clocks"]["1"]["drift_us"]) <= 2 * about["clocks"]["1"]["error_us"]
+    rig2.session.execute("dist.barrier()")
 
 
 def test_a_profile_of_all_ranks_is_one_trace(rig2: Rig) -> None:

@@ -11,7 +11,7 @@ from traces import NS, Plan, make_traces, with_head
 
 from dtkit.trace.chrome import RANK_PID, write
 from dtkit.trace.profiles import merge
-from dtkit.trace.rows import encode_names, encode_step, part_path, read_run
+from dtkit.trace.rows import Clock, encode_names, encode_step, part_path, read_run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -121,6 +121,23 @@ def test_clocks_are_put_on_the_first_ranks(tmp_path: Path) -> None:
     about = json.loads((tmp_path / "trace.json").read_text())["otherData"]
     assert about["error_us"] == 40
     assert about["clocks"]["1"] == {"host": "node1", "offset_us": 5000.0, "error_us": 40.0}
+
+
+def test_a_clock_that_drifted_is_followed_evenly(tmp_path: Path) -> None:
+    traces = make_traces([Plan()] * 2, 3)
+    write_rows(tmp_path, traces)
+    head, steps = traces[1].head, traces[1].steps
+    clock = Clock(head.start_ns + 100 * NS, 10 * NS, 40_000)
+    with part_path(tmp_path, 1).open("ab") as file:
+        file.write(clock.encode())
+    shifted = read_run(tmp_path)
+    for step, before in zip(shifted[1].steps, steps, strict=True):
+        assert step.start_ns == before.start_ns + (before.start_ns - head.start_ns) // 10
+    assert shifted[0].steps == traces[0].steps
+    write(shifted, tmp_path / "trace.json")
+    about = json.loads((tmp_path / "trace.json").read_text())["otherData"]
+    assert about["clocks"]["1"]["drift_us"] == 10_000
+    assert about["error_us"] == 40
 
 
 def test_a_trace_has_horovods_rows_and_the_ranks(tmp_path: Path) -> None:

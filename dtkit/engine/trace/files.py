@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dtkit.engine.trace.collectives import Collectives
-    from dtkit.trace.rows import Head
+    from dtkit.trace.rows import Clock, Head
 
 __all__ = ["RowFile"]
 
@@ -51,6 +51,8 @@ class RowFile:
         self._num_named = 0
         self._num_steps = 0
         self._has_failed = False
+        self.clock: Clock | None = None
+        """How the clocks compare at the end; written last."""
         self._write([])
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="dtkit-timeline", daemon=True)
@@ -66,6 +68,9 @@ class RowFile:
         self._thread.join()
         self._write_ring()
         if self._file is not None:
+            if self.clock is not None:
+                with contextlib.suppress(OSError):  # a full disk: the first comparison counts
+                    self._file.write(self.clock.encode())
             self._file.close()
         if self._limit is None and not self._has_failed:
             self._compress()

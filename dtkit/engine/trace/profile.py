@@ -43,7 +43,7 @@ class Profile(Part):
     def begin(self) -> None:
         """Compare the clocks, and set the profiler to wait."""
         run = self._run
-        offset_ns, _ = measure_offset(run.rank, run.ranks) if len(run.ranks) > 1 else (0, 0)
+        offset_ns = measure_offset(run.rank, run.ranks).offset_ns if len(run.ranks) > 1 else 0
         # The profiler's times are those of the host's wall clock; the ranks are
         # compared by their monotonic clocks.
         self._shift_ns = offset_ns - (time.time_ns() - time.perf_counter_ns())

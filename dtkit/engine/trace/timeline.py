@@ -9,17 +9,18 @@ host waited; what the device did meanwhile is for `--profile` to show.
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from dtkit.engine.parts import Part
-from dtkit.engine.trace.clock import measure_offset
+from dtkit.engine.trace.clock import Offset, measure_offset
 from dtkit.engine.trace.collectives import Collectives
 from dtkit.engine.trace.ddp import SeenReplicas
 from dtkit.engine.trace.files import RowFile
-from dtkit.trace.rows import PHASES, Head, part_path
+from dtkit.trace.rows import PHASES, Clock, Head, part_path
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -49,6 +50,7 @@ class Timeline(Part):
         self._spans: list[tuple[int, int, int]] = []
         self._collectives = Collectives(self._waited_for)
         self._replicas = SeenReplicas(self._collectives)
+        self._offset = Offset()
         self._wait_ns = 0
         self._mark_ns = self._step_ns = 0
         self._optimizer_ns = 0
@@ -56,12 +58,14 @@ class Timeline(Part):
     def begin(self) -> None:
         """Compare the clocks, and begin to record."""
         run = self._run
-        offset_ns, error_ns = measure_offset(run.rank, run.ranks) if len(run.ranks) > 1 else (0, 0)
+        if len(run.ranks) > 1:
+            self._offset = measure_offset(run.rank, run.ranks)
         now_ns = time.perf_counter_ns()
         head = Head(
             rank=run.rank, ranks=run.ranks, host=platform.node(), device=str(run.device),
             backend=run.backend, start_unix_s=time.time(), start_ns=now_ns,
-            offset_ns=offset_ns, error_ns=error_ns, mark_cycles=self._mark_cycles,
+            offset_ns=self._offset.offset_ns, error_ns=self._offset.error_ns,
+            mark_cycles=self._mark_cycles,
         )  # fmt: skip
         path = part_path(run.dir, run.rank)
         self._file = RowFile(path, head, self._collectives, self._num_steps, run.note)
@@ -111,8 +115,15 @@ class Timeline(Part):
         self._file.add([step, self._step_ns, now_ns, spans, self._collectives.take()])
         self._mark_ns = self._step_ns = now_ns
 
-    def end(self, state: str) -> None:  # noqa: ARG002  a Part's signature
-        """Take the hooks away and write what is left."""
+    def end(self, state: str) -> None:
+        """Take the hooks away and write what is left, with how far the clocks have drifted."""
+        run = self._run
+        is_whole = state in ("finished", "stopped") and not run.recipe.is_free
+        if self._file is not None and self._offset.has_hosts and is_whole:
+            # Another rank may have failed: this one is freed then, and the first measure counts.
+            with contextlib.suppress(RuntimeError):
+                offset_ns, error_ns, _ = measure_offset(run.rank, run.ranks)
+                self._file.clock = Clock(time.perf_counter_ns(), offset_ns, error_ns)
         self._stack.close()
 
     def _waited_for(self, start_ns: int, end_ns: int) -> None:
