@@ -26,7 +26,7 @@ finally:
 
 def release(settings: Settings) -> list[Result]:
     """Measure from the statement that raises on one rank to the last other rank's exception."""
-    return [_measure(settings, num_ranks) for num_ranks in (2, 4)]
+    return [_measure(settings, num_ranks) for num_ranks in (2, 4, 8)]
 
 
 def _measure(settings: Settings, num_ranks: int) -> Result:

@@ -14,6 +14,7 @@ import os
 import sys
 import termios
 import time
+from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
@@ -22,7 +23,7 @@ from dtkit.engine.interrupts import protect
 from dtkit.engine.shell import current_shell
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from dtkit.engine.group import Group
 
@@ -60,6 +61,7 @@ class Agent:
         self.detached: list[Any] = []
         """DDP models of the last group, which the next one takes in."""
         self.run: Run | None = None
+        self._is_ending_run = False
         self.drawn: Any = {}  # by DataLoader, what it was divided into last
         self.snapshot: Any = None  # what `dtkit.engine.snapshot` keeps
         self._parent: dict[str, Any] = {}
@@ -76,7 +78,17 @@ class Agent:
     @property
     def is_busy(self) -> bool:
         """Whether a cell or a call of the driver is running on the main thread."""
-        return self._num_cells > 0 or bool(self.kernel.shell_is_blocking)
+        is_blocking = bool(self.kernel.shell_is_blocking)
+        return self._num_cells > 0 or self._is_ending_run or is_blocking
+
+    @contextmanager
+    def ending_run(self) -> Iterator[None]:
+        """Be busy within the context, after the cell: ranks may wait for each other there, too."""
+        self._is_ending_run = True
+        try:
+            yield
+        finally:
+            self._is_ending_run = False
 
     @property
     def cell_seconds(self) -> float:

@@ -76,7 +76,6 @@ class ActiveRun:
             owner.send,
         )
         self._parts: tuple[Part, ...] = ()
-        self.dir = Path(spec["dir"])
         self.group = subgroup(self._group, self.ranks, spec["dir"])
         self.checkpoints: Checkpoints | None = None
         self.wire: Wire | None = None
@@ -222,10 +221,11 @@ class ActiveRun:
         if self._depth > 0:
             return
         error = getattr(result, "error_in_exec", None) or getattr(result, "error_before_exec", None)
-        if error is None and result is not None:
-            self._finish_steps()
         stopped = isinstance(error, RunStopped)
-        self.end("stopped" if stopped else "failed" if error or result is None else "finished")
+        with self._agent.ending_run():
+            if error is None and result is not None:
+                self._finish_steps()
+            self.end("stopped" if stopped else "failed" if error or result is None else "finished")
 
     def _finish_steps(self) -> None:
         try:

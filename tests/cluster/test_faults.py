@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dtkit.errors import RankError
+from dtkit.options import RunOptions
 
 if TYPE_CHECKING:
     import dtkit
@@ -170,6 +171,23 @@ for step in range(20):
     assert prepared.execute("step").results == dict.fromkeys(range(4), "7")
     weights = "[p.tolist() for p in plain.parameters()]"
     assert len(set(prepared.execute(weights).results.values())) == 1
+    assert_all_is_well(prepared)
+
+
+def test_a_rank_that_waits_at_the_runs_end_is_freed(prepared: dtkit.Session) -> None:
+    """The others have come to the cell's end, and take a last checkpoint together."""
+    cell = """\
+plain = nn.Linear(4, 1)
+plain_optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
+for step in range(3):
+    plain_optimizer.zero_grad()
+    plain(x).sum().backward()
+    plain_optimizer.step()
+assert rank != 1, 'after the last step'
+"""
+    with pytest.raises(RankError, match="after the last step") as caught:
+        prepared.train(cell, options=RunOptions(checkpoint_every=100))
+    assert "ranks 0, 2, 3 were in" in caught.value.epilogue
     assert_all_is_well(prepared)
 
 
