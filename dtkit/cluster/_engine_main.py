@@ -9,6 +9,7 @@ from __future__ import annotations
 import faulthandler
 import importlib
 import json
+import logging
 import os
 import signal
 import threading
@@ -79,6 +80,8 @@ def main() -> None:
     """Run the engine until it is told to stop."""
     # A crash leaves its stack in the log: ipykernel takes descriptor 2 away later.
     faulthandler.enable(os.dup(2))
+    # On a full disk each line of the log would be a traceback in the cell's output.
+    logging.raiseExceptions = False
     # Cells get KeyboardInterrupt, as ipykernel arranges; between them one would end the engine.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_preload, name="dtkit-preload", daemon=True).start()

@@ -18,14 +18,13 @@ from dtkit.cluster.placement import Slot
 from dtkit.cluster.starter import Starter
 from dtkit.errors import StartError
 from dtkit.guard.processes import Identity, end, family
-from dtkit.guard.record import remove, restore
+from dtkit.guard.record import SessionRecord, remove, restore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from dtkit.cluster.engines import Engines
-    from dtkit.guard.record import SessionRecord
 
 __all__ = ["HostCluster"]
 
@@ -155,7 +154,8 @@ class HostCluster:
         """
         try:
             restore(self.dir, self.keys)
-            self.record.write()
+            if SessionRecord.read(self.dir) is None:
+                self.record.write()
             if self.record.guardian is None or not self.record.guardian.is_alive:
                 self.post_guardian()
         except OSError as error:

@@ -247,7 +247,8 @@ def restore(folder: Path, keys: Mapping[str, bytes]) -> None:
     for name, content in keys.items():
         path = folder / name
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        _write_private(path, content)
+        if not path.exists() or path.read_bytes() != content:  # the disk may be full
+            _write_private(path, content)
 
 
 def _this_process() -> Identity:

@@ -11,14 +11,13 @@ from IPython.core.magic import line_magic, magics_class
 
 from dtkit.driver.registry import current_session, last_run
 from dtkit.driver.runs.archive import runs
-from dtkit.driver.runs.timeline import timeline_of
+from dtkit.driver.runs.timeline import Timeline, timeline_of
 from dtkit.magics.arguments import Parser, usage_errors
 from dtkit.magics.base import DtkitMagics, say
 from dtkit.tensorboard.server import Boards, has_events
 
 if TYPE_CHECKING:
     from dtkit.driver.runs.archive import Runs
-    from dtkit.driver.runs.timeline import OperatorTable, Timeline, Timelines
     from dtkit.tensorboard.server import TensorBoard
 
 __all__ = ["DistLookMagics"]
@@ -67,7 +66,7 @@ class DistLookMagics(DtkitMagics):
 
     @line_magic
     @usage_errors
-    def dist_timeline(self, line: str) -> Timeline | Timelines | OperatorTable:
+    def dist_timeline(self, line: str) -> Any:  # Any: what is shown
         """Show where a run's time went, or that of several runs side by side."""
         args = TIMELINE.parse(line)
         found = self.runs(args.dir)
@@ -78,7 +77,12 @@ class DistLookMagics(DtkitMagics):
                 msg = "%dist_timeline: no run in this kernel yet; name one of %dist_runs"
                 raise UsageError(msg)
             chosen = [run]
-        return chosen[0].operators() if args.operators else timeline_of(*chosen)
+        if args.zoom and len(chosen) > 1:
+            msg = "%dist_timeline --zoom: name one run"
+            raise UsageError(msg)
+        if args.operators:
+            return chosen[0].operators()
+        return Timeline(chosen[0]).zoomable() if args.zoom else timeline_of(*chosen)
 
     def runs(self, folder: str | None = None) -> Runs:
         """Return the runs of a folder: the named, the session's, or the configured one."""
@@ -119,6 +123,11 @@ def _timeline_parser() -> Parser:
     parser.add_argument(
         "--operators", action="store_true",
         help="what each operator took on each rank, of a run with %%%%dist_train --profile",
+    )  # fmt: skip
+    parser.add_argument(
+        "--zoom", action="store_true",
+        help="all steps as a picture that is zoomed with the wheel and moved by dragging; needs "
+        "dtkit[live]",
     )  # fmt: skip
     parser.add_argument("--dir", metavar="DIR", help="folder of the runs (default: dtkit_runs)")
     return parser

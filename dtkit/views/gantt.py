@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
     from dtkit.trace.rows import RankTrace
 
-__all__ = ["NUM_STEPS", "alt_text", "draw"]
+__all__ = ["COLOURS", "FLYING", "NUM_STEPS", "alt_text", "draw"]
 
 NUM_STEPS = 4
 """More would be too narrow to tell apart: the trace is for that."""
-_COLOURS = dict(zip(PHASES, ("#CC79A7", "#0072B2", "#56B4E9", "#D55E00", "#009E73"), strict=True))
-_FLYING = "#595959"
+COLOURS = dict(zip(PHASES, ("#CC79A7", "#0072B2", "#56B4E9", "#D55E00", "#009E73"), strict=True))
+FLYING = "#595959"
 _MAX_RANKS = 16
 _GRID = "#E3E3E3"
 
@@ -38,8 +38,8 @@ def draw(traces: Sequence[RankTrace], title: str) -> bytes:
         axes = figure.subplots()
         _draw_rows(axes, shown)
         axes.set_title(title, loc="left", fontsize=9.5, fontweight="bold")
-        handles = [Patch(color=colour, label=name) for name, colour in _COLOURS.items()]
-        handles.append(Patch(color=_FLYING, label="collective under way"))
+        handles = [Patch(color=colour, label=name) for name, colour in COLOURS.items()]
+        handles.append(Patch(color=FLYING, label="collective under way"))
         figure.legend(
             handles=handles, loc="outside lower center", ncols=6, fontsize=7, frameon=False
         )
@@ -69,14 +69,14 @@ def _draw_rows(axes: Axes, traces: Sequence[RankTrace]) -> None:
                 for s in step.spans
                 if s.phase == phase
             ]
-            axes.broken_barh(bars, (row - 0.32, 0.5), facecolors=_COLOURS[name])
+            axes.broken_barh(bars, (row - 0.32, 0.5), facecolors=COLOURS[name])
         flying = [
             ((c.call_ns - zero_ns) / 1e6, (c.done_ns - c.call_ns) / 1e6)
             for step in steps
             for c in step.collectives
             if c.done_ns
         ]
-        axes.broken_barh(flying, (row + 0.22, 0.12), facecolors=_FLYING)
+        axes.broken_barh(flying, (row + 0.22, 0.12), facecolors=FLYING)
         for step in steps:
             axes.plot(
                 [(step.start_ns - zero_ns) / 1e6] * 2,

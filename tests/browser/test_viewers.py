@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.server
 import re
@@ -21,6 +22,8 @@ from traces import Plan, make_traces
 
 from dtkit.tensorboard.server import TensorBoard
 from dtkit.trace.chrome import write
+from dtkit.views import zoom
+from dtkit.views.zoom import zoomable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,6 +91,49 @@ def test_perfetto_takes_every_event(page: Page, tmp_path: Path) -> None:
         counts = re.findall(r"(\w+)\s+(\d+)\s+(?:error|data_loss)", body.inner_text())
     assert len(counts) > 50
     assert [name for name, count in counts if count != "0"] == []
+
+
+SHOW = """async ({code, values, spans}) => {
+    const url = URL.createObjectURL(new Blob([code], {type: "text/javascript"}));
+    const bytes = Uint8Array.from(atob(spans), (c) => c.charCodeAt(0));
+    const model = {get: (name) => name === "spans" ? new DataView(bytes.buffer) : values[name]};
+    (await import(url)).default.render({model, el: document.body});
+}"""
+
+
+def test_a_timeline_is_zoomed_and_moved(page: Page) -> None:
+    plans = [Plan(), Plan(data=9), Plan(backward=60), Plan(idle=4)]
+    traces = make_traces(plans, num_steps=20)
+    widget = zoomable(traces)
+    names = ("ranks", "kinds", "opening", "alt")
+    values = {name: getattr(widget, name) for name in names}
+    spans = base64.b64encode(widget.spans).decode()
+    code = (Path(zoom.__file__).with_name("gantt.js")).read_text()
+    page.evaluate(SHOW, {"code": code, "values": values, "spans": spans})
+    widget.close()
+    canvas, words = page.get_by_role("img"), page.get_by_role("status")
+    expect(canvas).to_have_attribute("aria-label", re.compile("Phases of 4 ranks"))
+
+    def window() -> tuple[float, float]:
+        seen = canvas.evaluate("it => [Number(it.dataset.from), Number(it.dataset.to)]")
+        return tuple(seen)
+
+    opened = window()
+    assert opened == tuple(values["opening"])
+    canvas.dblclick()
+    whole = window()
+    assert whole[0] == 0.0 < opened[0]
+    assert whole[1] == opened[1]
+    canvas.hover(position={"x": 300, "y": 44})
+    expect(words).to_contain_text(re.compile(r"rank 1, step \d+: \w+, [\d.]+ ms"))
+    page.mouse.wheel(0, -400)
+    page.wait_for_function("it => Number(it.dataset.from) > 0", arg=canvas.element_handle())
+    zoomed = window()
+    assert zoomed[1] - zoomed[0] < whole[1]
+    canvas.press("ArrowRight")
+    assert window()[0] > zoomed[0]
+    canvas.press("0")
+    assert window() == whole
 
 
 def test_tensorboard_shows_a_run(page: Page, tmp_path: Path, owned_pids: set[int]) -> None:

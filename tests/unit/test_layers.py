@@ -56,6 +56,7 @@ VIEW = (
     "dtkit.views.trialboard",
     "dtkit.views.tuneview",
     "dtkit.views.dashboard",
+    "dtkit.views.zoom",
 )
 MAY_VIEW = (*VIEW, "dtkit.telemetry", "numpy", *BASE)
 MAY_DISPLAY = ("ipywidgets", "IPython.display", "IPython.core.getipython", *MAY_VIEW)
@@ -73,6 +74,7 @@ MAY_DRIVE = (
     "dtkit.views.sweeptable",
     "dtkit.views.sweepview",
     "dtkit.views.tuneview",
+    "dtkit.views.zoom",
     "numpy",
     "psutil",  # whether the kernel that drove a run is alive, and the free memory
     *BASE,
@@ -103,6 +105,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "dtkit.views.tuneview": ("matplotlib", *MAY_VIEW),
     "dtkit.views.terminal": MAY_VIEW,
     "dtkit.views.dashboard": MAY_DISPLAY,
+    "dtkit.views.zoom": ("anywidget", "traitlets", "dtkit.trace", *MAY_VIEW),
     # IPython's profile folders belong to the interface of ipyparallel's launchers.
     "dtkit.cluster": (
         "ipyparallel",

@@ -79,6 +79,16 @@ class Timeline:
 
         return draw(self._traces, f"{self.run.name}: the last steps")
 
+    def zoomable(self) -> Any:  # Any: anywidget is there or not
+        """Return a widget of all steps, to be zoomed and moved in the browser.
+
+        Raises:
+            InvalidInputError: anywidget is not installed.
+        """
+        from dtkit.views.zoom import zoomable  # loads anywidget
+
+        return zoomable(self._traces)
+
     def alt(self) -> str:
         """Return the picture in words."""
         from dtkit.views.gantt import alt_text
