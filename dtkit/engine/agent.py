@@ -68,6 +68,7 @@ class Agent:
         self.has_run_cells = False
         self._num_cells = 0
         self._is_leaving = False
+        self._was_cut = False
         self._cell_begun_s = 0.0
         self._handlers: dict[str, Callable[[Request], Request]] = {"cut": self._cut}
 
@@ -123,7 +124,7 @@ class Agent:
         self.has_run_cells = True
         if not self._num_cells:
             self._cell_begun_s = time.monotonic()
-            self._is_leaving = False
+            self._is_leaving = self._was_cut = False
             self.note_parent()
         self._num_cells += 1
 
@@ -147,7 +148,17 @@ class Agent:
             if self._num_cells == 1:  # not a cell within the cell, as under %%capture
                 self._is_leaving = True
                 self._send("dtkit_failed")
-            return show(*args, **kwargs)
+            if not self._was_cut:
+                return show(*args, **kwargs)
+            # Nobody reads how a rank left a collective that was cut, and IPython would parse
+            # the source of torch for it: half a second and 8 MiB.
+            style = self.kernel.shell.InteractiveTB
+            mode = style.mode
+            style.set_mode("Plain")
+            try:
+                return show(*args, **kwargs)
+            finally:
+                style.set_mode(mode)
 
         return showtraceback
 
@@ -165,6 +176,7 @@ class Agent:
             place.get("state") == "collective" or not request.get("only_waiting", False)
         )
         if is_due and self.group is not None:
+            self._was_cut = True
             release(self.group, is_hard=request.get("is_hard", False))
         return {"is_cut": is_due, "place": place}
 
