@@ -14,7 +14,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --no-input --disable
 NEED_PYTHON := dtkit needs Python 3.11 or newer. Name one with PYTHON=, for example: make setup PYTHON=python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format-check lint types format lab bench campaign hvd-conformance clean
+.PHONY: help setup demo docs site test check format-check lint types format lab bench campaign hvd-conformance clean
 
 help: ## show this list
 	@echo "make [target] [PYTHON=python3.12]    PYTHON= is the interpreter that .venv is made from"
@@ -36,10 +36,11 @@ test: $(STAMP) ## run all tests; ARGS= is passed to pytest, for example ARGS="-k
 	@$(BIN)/python -m pytest $(ARGS)
 
 # One after the other, the quick ones first, and the tests through the README's own command.
-check: $(STAMP) ## what CI runs: format, lint, types, tests
+check: $(STAMP) ## what CI runs: format, lint, types, documentation, tests
 	@$(MAKE) --no-print-directory format-check
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory types
+	@$(MAKE) --no-print-directory site
 	@$(MAKE) --no-print-directory test
 
 format-check: $(STAMP)
@@ -57,6 +58,21 @@ format: $(STAMP) ## format the code and apply the linter's safe fixes
 
 lab: $(STAMP) ## open the tutorials in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir=notebooks
+
+# The tutorials are run only if they, or the package, have changed since.
+docs: $(STAMP) ## build the documentation with the tutorials' outputs: build/site/index.html
+	@mkdir -p build/with_tutorials/tutorials
+	@for notebook in notebooks/*.ipynb; do \
+		page=build/with_tutorials/tutorials/$$(basename $$notebook .ipynb).html; \
+		[ -z "$$(find $$notebook dtkit -newer $$page -name '*.*' 2>&1 | head -1)" ] \
+			|| $(BIN)/python tools/build_notebook.py $$notebook --output-dir $$(dirname $$page) || exit 1; \
+	done
+	@$(MAKE) --no-print-directory site
+
+# Warnings are errors. CI runs it without the tutorials, which its tests execute.
+site: $(STAMP)
+	@$(BIN)/sphinx-build -q -W --keep-going -b html docs build/site
+	@echo "Wrote build/site/index.html"
 
 bench: $(STAMP) ## measure, and print each figure with its spread
 	@$(BIN)/python -m benchmarks $(ARGS)

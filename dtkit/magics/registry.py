@@ -12,7 +12,7 @@ from dtkit.magics.repairing import RESET, RESTART, DistRepairMagics
 from dtkit.magics.running import DistCellMagics
 from dtkit.magics.tuning import SWEEP, TUNE, DistTuneMagics
 
-__all__ = ["MAGICS", "PARSERS", "document"]
+__all__ = ["MAGICS", "PARSERS", "TWINS", "document"]
 
 MAGICS = (
     DistMagics,
@@ -32,6 +32,29 @@ PARSERS = {
     )
 }  # fmt: skip
 """By the magic's name, in the order in which a reader meets them."""
+
+TWINS = {
+    "dist_init": "dtkit.Session.start",
+    "dist_train": "dtkit.Session.train",
+    "dist": "dtkit.Session.execute",
+    "dist_stop": "dtkit.Session.stop",
+    "dist_status": "dtkit.Session.status",
+    "dist_where": "dtkit.Session.where",
+    "dist_restart": "dtkit.Session.restart",
+    "dist_reset": "dtkit.Session.reset_group",
+    "dist_shutdown": "dtkit.Session.close",
+    "dist_push": "dtkit.Session.push",
+    "dist_pull": "dtkit.Session.pull",
+    "dist_check": "dtkit.Session.check",
+    "dist_sweep": "dtkit.Session.sweep",
+    "dist_tune": "dtkit.Session.tune",
+    "dist_runs": "dtkit.runs",
+    "dist_tensorboard": "dtkit.Session.tensorboard",
+    "dist_timeline": "dtkit.driver.runs.run.Run.timeline",
+    "dist_export": "dtkit.export.write_script",
+    "dist_orphans": "dtkit.Session.orphans",
+}
+"""What does the same from Python."""
 
 
 def document() -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import pkgutil
 
 import dtkit
 from dtkit.driver.cells import CellVerbs
 from dtkit.driver.core import SessionCore
 from dtkit.driver.runs.run import Run
 from dtkit.driver.session import Session
-from dtkit.export import write_script
 from dtkit.magics import MAGICS
+from dtkit.magics.registry import TWINS
 
 NAMES = {
     "DtkitError",
@@ -92,28 +93,6 @@ RUN = {
     "write": "(self)",
 }
 
-TWINS = {
-    "dist_init": Session.start,
-    "dist_train": Session.train,
-    "dist_sweep": Session.sweep,
-    "dist_tune": Session.tune,
-    "dist": Session.execute,
-    "dist_pull": Session.pull,
-    "dist_push": Session.push,
-    "dist_runs": dtkit.runs,
-    "dist_export": write_script,
-    "dist_tensorboard": Session.tensorboard,
-    "dist_timeline": Run.timeline,
-    "dist_status": Session.status,
-    "dist_check": Session.check,
-    "dist_where": Session.where,
-    "dist_stop": Session.stop,
-    "dist_reset": Session.reset_group,
-    "dist_restart": Session.restart,
-    "dist_shutdown": Session.close,
-    "dist_orphans": Session.orphans,
-}
-
 
 def shape(function: object) -> str:
     """Return the names of a function's parameters, in its own order."""
@@ -153,6 +132,8 @@ def test_what_a_run_offers() -> None:
 def test_every_magic_has_a_twin_on_the_session() -> None:
     magics = {name for made in MAGICS for kind in made.magics.values() for name in kind}
     assert magics == set(TWINS)
+    for path in TWINS.values():
+        assert callable(pkgutil.resolve_name(path)), path
 
 
 def test_every_public_name_is_documented() -> None:
