@@ -1,4 +1,7 @@
-"""What it takes to bring a gigabyte of parameters to the notebook, against ipyparallel's pull."""
+"""What it takes to bring a gigabyte of parameters to the notebook, against ipyparallel's pull.
+
+Whole from one rank, and sharded from all of them, which ipyparallel cannot put together.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,11 @@ __all__ = ["pulling"]
 
 _MODEL = """\
 %%dist
+import dtkit
 from torch import nn
-model = nn.ModuleList(nn.Linear(4096, 4096, bias=False) for _ in range({num_layers}))
+def make():
+    return nn.Sequential(*[nn.Linear(4096, 4096, bias=False) for _ in range({num_layers})])
+model, sharded = make(), dtkit.shard(make())
 """
 _ROUNDS = """\
 import ctypes, gc, pathlib, torch
@@ -33,6 +39,7 @@ measure(lambda: session.pull("model").value)  # torch is loaded
 rows = []
 for _ in range({num_rounds}):
     rows.append((measure(lambda: session.pull("model").value),
+                 measure(lambda: session.pull("sharded").value),
                  measure(lambda: client[0].pull("model", block=True))))
 pathlib.Path({out!r}).write_text(json.dumps(rows))
 """
@@ -50,9 +57,9 @@ def pulling(settings: Settings) -> list[Result]:
         notebook.run(_MODEL.format(num_layers=num_layers))
         notebook.run(_ROUNDS.format(num_rounds=num_rounds, out=str(out)))
         notebook.run("client.close()")
-    ours, theirs = zip(*json.loads(out.read_text()), strict=True)
-    (our_s, our_peaks), (their_s, their_peaks) = (
-        list(zip(*r, strict=True)) for r in (ours, theirs)
+    (our_s, our_peaks), (parts_s, parts_peaks), (their_s, their_peaks) = (
+        list(zip(*rows, strict=True))
+        for rows in zip(*json.loads(out.read_text()), strict=True)
     )
     size = f"{num_layers / 16:g} GiB of parameters"
     command = "ipyparallel.Client(...)[0].pull('model', block=True), same engine"
@@ -69,5 +76,16 @@ def pulling(settings: Settings) -> list[Result]:
             spread=Spread.of(our_peaks), unit="×", goal=1.3,
             num_steps=num_rounds, command=command, held_back_by="buffers of the socket",
             details={"ipyparallel": typical(their_peaks, "×")},
+        ),
+        Result(
+            name="pull_sharded", what=f"%dist_pull of {size}, half of them on each of two ranks",
+            spread=paired(their_s, parts_s), unit="×", goal=3.0, better="more",
+            num_steps=num_rounds, command=f"{command}, where they are whole",
+            held_back_by=held_back_by, details={"dtkit": typical(parts_s, "s")},
+        ),
+        Result(
+            name="pull_sharded_peak", what="the driver's peak memory for that, over their size",
+            spread=Spread.of(parts_peaks), unit="×", goal=1.3,
+            num_steps=num_rounds, command=command, held_back_by="buffers of the socket",
         ),
     ]  # fmt: skip

@@ -60,6 +60,8 @@ class Agent:
         self.group_store: Any = None
         self.detached: list[Any] = []
         """DDP models of the last group, which the next one takes in."""
+        self.retired: list[Any] = []
+        """Weakly, the models that several ranks held together in it."""
         self.run: Run | None = None
         self._is_ending_run = False
         self.drawn: Any = {}  # by DataLoader, what it was divided into last

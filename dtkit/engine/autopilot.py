@@ -182,6 +182,8 @@ class Autopilot:
     def after_step(self, optimizer: Optimizer) -> None:
         """Note a finished step."""
         self.adoption.used(optimizer)
+        if self.layout is not None:
+            self.layout.num_steps += 1
 
     def before_clipping(self, grads: Iterable[torch.Tensor]) -> None:
         """Average what is not averaged yet: clipping looks at all gradients together."""

@@ -112,7 +112,7 @@ def join(spec: dict[str, Any]) -> dict[str, Any]:
             device_id=device if spec["backend"] == "nccl" else None,
         )
         # The first collective opens connections that were not needed to be a group.
-        dist.all_reduce(torch.zeros(1, device=device))
+        may_revive = _agree(_fingerprint(owner), device)
     owner.group = Group(
         rank, int(spec["local_rank"]), world_size, device, spec["backend"],
         int(spec["generation"]), store, links,
@@ -120,6 +120,11 @@ def join(spec: dict[str, Any]) -> dict[str, Any]:
     owner.group.patches.enter_context(links.recording_groups())
     replicas.attach(owner.detached)
     owner.detached = []
+    if may_revive:
+        from dtkit.engine.parallel.revival import revive
+
+        revive(owner.retired)
+    owner.retired = []
     _name_everything(owner.group)
     status.install(owner)
     completion.install(owner)
@@ -127,6 +132,22 @@ def join(spec: dict[str, Any]) -> dict[str, Any]:
     facts = _facts(owner.group)
     owner.on("about", lambda _request: {"facts": facts, "generation": generation_of(owner)})
     return facts
+
+
+def _fingerprint(owner: Agent) -> int:
+    """Return what models over several ranks this rank has parts of, as a number; 0: none."""
+    if not owner.retired:
+        return 0
+    from dtkit.engine.parallel.revival import fingerprint
+
+    return fingerprint(owner.retired)
+
+
+def _agree(number: int, device: torch.device) -> bool:
+    """Return whether a number is the same on all ranks and not 0; a collective."""
+    bounds = torch.tensor([number, -number], device=device)
+    dist.all_reduce(bounds, op=dist.ReduceOp.MAX)
+    return number != 0 and int(bounds[0]) == number == -int(bounds[1])
 
 
 def subgroup(group: Group, ranks: Sequence[int], name: str) -> dist.ProcessGroup | None:
@@ -172,7 +193,7 @@ def leave() -> None:
     if "torch.distributed.fsdp" in sys.modules:  # loading it takes a second
         from dtkit.engine.parallel.retirement import retire
 
-        retire()
+        owner.retired += retire()
     owner.detached += replicas.detach()
     default = dist.group.WORLD
     if dist.is_initialized():

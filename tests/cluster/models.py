@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import torch
 from rig import relative_error
+
+from dtkit.errors import RankError
 
 if TYPE_CHECKING:
     from rig import Rig
 
     from dtkit.driver.runs.run import Run
 
-__all__ = ["CELL", "MODELS", "SETUP", "assert_trains_as_one", "cell_for"]
+__all__ = ["CELL", "MODELS", "SETUP", "assert_goes_on", "assert_trains_as_one", "cell_for"]
 
 SETUP = """
 import dtkit, math
@@ -162,3 +165,27 @@ def assert_trains_as_one(
     for name, grad in expected["grads"].items():
         torch.testing.assert_close(grads[name], grad, rtol=0, atol=1e-6, msg=name)
     return run
+
+
+def assert_goes_on(rig: Rig, kind: str, layout: str, loss: str = "loss_of(model(xb), yb)") -> None:
+    """Assert that a model trains on in the next group when a rank has failed in the middle.
+
+    What it has then is what it had, and the same steps follow as in one process from there.
+    """
+    cell = cell_for(kind, layout, loss)
+    failing = "1 / (len(losses) < 3 or rank != 2)\n        optimizer.step()"
+    with pytest.raises(RankError, match="ZeroDivisionError"):
+        rig.train(cell.replace("optimizer.step()", failing))
+    rig.session.execute("optimizer.zero_grad()")
+    start = rig.session.pull("parts").value
+    goes_on = cell.partition("losses = []")[2].replace("range(2)", "range(1)")
+    goes_on = "torch.manual_seed(3)\nlosses = []" + goes_on
+    goes_on = goes_on.replace("loader:", "DataLoader(DATA, batch_size=300, shuffle=True):")
+    goes_on = goes_on.replace("DATA", MODELS[kind][1])
+    fresh = "optimizer = torch.optim.SGD(parts.parameters(), lr=0.05)\n"
+    run = rig.train(fresh + goes_on)
+    assert any("lack the step in which a rank failed" in note for note in run.notes)
+    names = rig.plain(SETUP)
+    names |= {"model": start, "parts": start}
+    exec(fresh + goes_on.replace(loss, "loss_of(model(xb), yb)"), names)  # noqa: S102  our own text
+    assert relative_error(run.history["loss"], names["losses"]) < 1e-5

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from models import SETUP, assert_trains_as_one, cell_for
+from models import SETUP, assert_goes_on, assert_trains_as_one, cell_for
 
 import dtkit
 from dtkit.errors import RankError
@@ -123,3 +123,7 @@ def test_what_cannot_be_is_refused(rig: Rig, options: str, answer: str) -> None:
         rig.train(cell_for("mlp", pipe(options), LOSS))
     with pytest.raises(RankError, match="--amp bf16: the forward passes of a pipeline"):
         rig.train(cell_for("mlp", pipe(), LOSS), amp="bf16")
+
+
+def test_it_goes_on_after_a_rank_has_failed(rig: Rig) -> None:
+    assert_goes_on(rig, "mlp", pipe(), LOSS)

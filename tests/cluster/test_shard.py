@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 import torch
-from models import SETUP, assert_trains_as_one, cell_for
+from models import SETUP, assert_goes_on, assert_trains_as_one, cell_for
 
 import dtkit
 import dtkit.driver.transfer.verbs
@@ -176,12 +176,19 @@ def test_steps_are_accumulated_and_passes_too(rig: Rig) -> None:
     assert list(found.history["loss"]) == pytest.approx(list(expected.history["loss"]), rel=1e-5)
 
 
-def test_after_the_group_has_ended_the_model_says_so_and_can_still_be_pulled(rig: Rig) -> None:
-    cell = cell_for("mlp", LAYOUT).replace("optimizer.step()", "1 / (len(losses) < 5 or rank != 2)")
-    with pytest.raises(RankError, match="ZeroDivisionError"):
-        rig.train(cell)
-    with pytest.raises(RankError, match="sharded in a process group that has ended"):
-        rig.session.execute("model(X[:4])")
-    pulled = rig.session.pull("model").value
-    assert pulled(torch.zeros(1, 64)).shape == (1, 10)
-    rig.train(cell_for("mlp", LAYOUT))
+@pytest.mark.parametrize("options", ["", ", num_shards=2"])
+def test_it_goes_on_after_a_rank_has_failed(rig: Rig, options: str) -> None:
+    assert_goes_on(rig, "mlp", LAYOUT.replace(")", f"{options})"))
+
+
+def test_when_a_rank_is_lost_the_model_says_so(rig: Rig, owned_pids: set[int]) -> None:
+    cell = cell_for("mlp", LAYOUT)
+    with pytest.raises(RankError):
+        rig.train(
+            "import os\n"
+            + cell.replace("optimizer.step()", "rank == 3 and os.kill(os.getpid(), 9)")
+        )
+    rig.session.restart()
+    owned_pids.update(rig.session.pids())
+    with pytest.raises(RankError, match="not all of its ranks are in the new one"):
+        rig.session.execute("model(X[:4])", ranks=[0])

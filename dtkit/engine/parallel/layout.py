@@ -15,7 +15,7 @@ from dtkit.errors import InvalidInputError
 from dtkit.strategy import Strategy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from torch import nn
 
@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 __all__ = [
     "MARK",
     "Layout",
+    "adopt_mesh",
     "current_run",
     "device_here",
     "group_here",
+    "groups_of",
     "layout_of",
     "make_mesh",
     "mark",
@@ -37,7 +39,7 @@ _MESHES: WeakKeyDictionary[dist.ProcessGroup, dict[Any, DeviceMesh]] = WeakKeyDi
 """Made once for each group: every mesh opens connections."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Layout:
     """How the ranks of a group hold one model.
 
@@ -48,6 +50,10 @@ class Layout:
         num_data: into how many parts the data is divided.
         num_holders: how many ranks train on the same data, each with a part of the model.
         averages: whether torch averages the gradients over the data axis; else dtkit does.
+        again: lays a model out again when the mesh has got the groups of another process group;
+            None: nothing else is to be done.
+        rank: the rank that has this part.
+        num_steps: how many steps an optimizer has made with it here.
     """
 
     kind: str
@@ -59,6 +65,10 @@ class Layout:
     _group: ReferenceType[dist.ProcessGroup]
     # Weakly: what keeps an ended group keeps its connections, which are in the next one's way.
     _world: ReferenceType[Any] = field(default_factory=lambda: ref(dist.group.WORLD))
+    again: Callable[[nn.Module], None] | None = None
+    rank: int = field(default_factory=dist.get_rank)
+    num_steps: int = 0
+    _warning: str = ""
 
     @property
     def group(self) -> dist.ProcessGroup:
@@ -138,6 +148,28 @@ class Layout:
             )
             raise InvalidInputError(msg)
 
+    def renew(self, group: dist.ProcessGroup) -> None:
+        """Go on in another group of the same ranks, of which the mesh has the groups already."""
+        self._group, self._world = ref(group), ref(group)
+        steps: list[int] = [0] * dist.get_world_size(group)
+        dist.all_gather_object(steps, self.num_steps, group=group)
+        behind = [rank for rank, step in enumerate(steps) if step < max(steps)]
+        if behind:
+            self._warning = (
+                f"the model that is {self.kind}: on ranks {', '.join(map(str, behind))} its parts "
+                "lack the step in which a rank failed, which the others have made. Load the newest "
+                "checkpoint (dtkit.resume) for one that is of a piece"
+            )
+        self.num_steps = max(steps)
+
+    def before_use(self) -> None:
+        """Raise if the model cannot compute; say once if its parts are not of the same step."""
+        self.check()
+        if self._warning:
+            run, text, self._warning = current_run(), self._warning, ""
+            if dist.get_rank() == 0:
+                print(text) if run is None else run.note(text)  # noqa: T201  the cell's output
+
     def check(self) -> None:
         """Raise if the process group that the model was laid out in is gone.
 
@@ -146,9 +178,10 @@ class Layout:
         """
         if self._world() is None or self._world() is not dist.group.WORLD:
             msg = (
-                f"this model was {self.kind} in a process group that has ended since (a rank "
-                "failed, or %dist_reset): make it again, and load its newest checkpoint with "
-                "dtkit.resume. Its parts are kept: %dist_pull brings it whole as it was"
+                f"this model was {self.kind} in a process group that has ended since, and not all "
+                "of its ranks are in the new one: make it again, and load its newest checkpoint "
+                "with dtkit.resume. Parts that are left are kept: if copies have the others, "
+                "%dist_pull brings it whole as it was"
             )
             raise RuntimeError(msg)
 
@@ -217,13 +250,28 @@ def _new_mesh(
 ) -> DeviceMesh:
     device = device_here().type
     ranks = torch.tensor(dist.get_process_group_ranks(group)).reshape(shape)
+    groups = groups_of(group, shape)
     if len(shape) == 1:
         return DeviceMesh.from_group(group, device, mesh_dim_names=names)
-    groups = []
+    return DeviceMesh.from_group(groups, device, mesh=ranks, mesh_dim_names=names)
+
+
+def groups_of(group: dist.ProcessGroup, shape: tuple[int, ...]) -> list[dist.ProcessGroup]:
+    """Return this rank's group along each axis of a mesh of a group's ranks; a collective."""
+    if len(shape) == 1:
+        return [group]
+    ranks = torch.tensor(dist.get_process_group_ranks(group)).reshape(shape)
     place = [int(i) for i in (ranks == dist.get_rank()).nonzero()[0]]
+    groups = []
     for axis in range(len(shape)):
         index = [slice(None) if i == axis else place[i] for i in range(len(shape))]
         line = ranks[tuple(index)].tolist()
         # Locally: only those who are in it make it, so that other ranks need not be here.
         groups.append(dist.new_group(line, use_local_synchronization=True))
-    return DeviceMesh.from_group(groups, device, mesh=ranks, mesh_dim_names=names)
+    return groups
+
+
+def adopt_mesh(group: dist.ProcessGroup, mesh: DeviceMesh) -> None:
+    """Let models that are laid out in a group use a mesh that has got its groups."""
+    known = _MESHES.setdefault(group, {})
+    known[tuple(mesh.mesh.shape), tuple(mesh.mesh_dim_names or ())] = mesh

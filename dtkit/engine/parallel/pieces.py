@@ -29,6 +29,7 @@ PIECE = "_dtkit_piece"
 """Attribute of tensors that lie on one rank of several, and on the others have no memory."""
 _ADDED = (
     "_fsdp", "_is_fsdp", "__composable_api", "_distribute_module", "_dtkit_mesh", "_dtkit_converts",
+    "_dtkit_guarded",
 )  # fmt: skip
 """What attributes begin with that were put into a module to hold it over several ranks."""
 _OURS = ("torch.distributed.", "dtkit.engine.parallel.")

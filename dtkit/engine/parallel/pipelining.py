@@ -137,7 +137,7 @@ class Pipeline:
         self, inputs: torch.Tensor, *, loss_fn: Callable[..., Any] | None, is_training: bool
     ) -> Any:
         """Return the schedule for a batch of this shape, ready for a step."""
-        self.layout.check()
+        self.layout.before_use()
         for stage in self._stages.values():
             stage.begin()
         key = (inputs.shape, inputs.dtype, loss_fn is None, is_training)

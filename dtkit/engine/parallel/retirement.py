@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from typing import TYPE_CHECKING
+from weakref import ref
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -21,25 +22,33 @@ if TYPE_CHECKING:
 
 __all__ = ["retire"]
 
+_GUARDED = "_dtkit_guarded"
 
-def retire() -> None:
-    """Take every model of this process out of its group; to be called while it exists."""
+
+def retire() -> list[ref[nn.Module]]:
+    """Take every model of this process out of its group; return those that `revive` takes.
+
+    To be called while the group exists.
+    """
     sharded = [o for o in gc.get_objects() if issubclass(type(o), FSDPModule)]
     for model in sharded:
         model.reshard()
     for model in sharded:
         model.__class__ = plain_class(model)
         strip(model.__dict__)
-    for model in [o for o in gc.get_objects() if issubclass(type(o), nn.Module)]:
-        layout = model.__dict__.get(MARK)
-        if layout is not None and layout.kind != "pipelined":
-            guard(model, layout)
+    found = [o for o in gc.get_objects() if issubclass(type(o), nn.Module) and MARK in o.__dict__]
+    for model in found:
+        _guard(model, model.__dict__[MARK])
     for pipe in [o for o in gc.get_objects() if getattr(type(o), "dtkit_model", False)]:
         pipe.retire()
     for mesh in [o for o in gc.get_objects() if issubclass(type(o), DeviceMesh)]:
         mesh._pg_registry.clear()  # noqa: SLF001  its other facts are still wanted
+    return [ref(model) for model in found]
 
 
-def guard(model: nn.Module, layout: Layout) -> None:
-    """Let a model say why it cannot be used any more, if its group has ended."""
-    model.register_forward_pre_hook(lambda *_: layout.check(), prepend=True)
+def _guard(model: nn.Module, layout: Layout) -> None:
+    """Let a model say why it cannot be used any more, as long as its group is gone."""
+    if layout.kind == "pipelined" or _GUARDED in model.__dict__:  # a pipeline looks by itself
+        return
+    model.__dict__[_GUARDED] = True
+    model.register_forward_pre_hook(lambda *_: layout.before_use(), prepend=True)

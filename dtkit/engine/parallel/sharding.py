@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from dtkit.engine import randomness, weights
@@ -20,7 +22,8 @@ from dtkit.engine.parallel.units import choose_units
 from dtkit.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Callable, Sequence
+
     from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["shard"]
@@ -75,15 +78,41 @@ def shard(
     units = choose_units(model, min_unit_params)
     names = [type(unit).__name__ for unit in units]
     randomness.share(group)
+    apply = partial(
+        fully_shard, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward
+    )
     for unit in units:
         materialize(unit, device_here())
         weights.broadcast(_plain(unit), group)
-        fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
+        apply(unit)
     renewal.renew()
+    paths = {id(module): path for path, module in model.named_modules()}
+    again = partial(_again, apply=apply, units=[paths[id(unit)] for unit in units])
     place = (dist.get_rank(group), dist.get_world_size(group))
-    mark(model, Layout("sharded", mesh, *place, 1, True, ref(group)))
+    mark(model, Layout("sharded", mesh, *place, 1, True, ref(group), again=again))
     say(group, summary(model, names, mesh))
     return model
+
+
+def _again(model: nn.Module, *, apply: Callable[[nn.Module], Any], units: Sequence[str]) -> None:
+    """Shard a model that has its shards still, but no group: in the group that its mesh has now."""
+    renewal = Renewal(model)
+    shards = dict(model.named_parameters(remove_duplicate=False))
+    blanks: dict[int, nn.Parameter] = {}  # FSDP lays them out; they have no memory
+    for path, old in shards.items():
+        owner, _, name = path.rpartition(".")
+        blank = torch.empty(old.shape, dtype=old.dtype, device="meta")
+        made = nn.Parameter(blank, requires_grad=old.requires_grad)
+        setattr(model.get_submodule(owner), name, blanks.setdefault(id(old), made))
+    for path in units:
+        apply(model.get_submodule(path))
+    params = {
+        id(s): nn.Parameter(s.detach(), requires_grad=s.requires_grad) for s in shards.values()
+    }
+    for old in shards.values():
+        params[id(old)].grad = old.grad
+    model.load_state_dict({n: params[id(s)] for n, s in shards.items()}, strict=False, assign=True)
+    renewal.renew()
 
 
 def _mesh(group: dist.ProcessGroup, num_shards: int | None) -> DeviceMesh:
