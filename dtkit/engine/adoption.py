@@ -7,6 +7,7 @@ to be alive: cyclic garbage is collected at other times on other ranks.
 
 from __future__ import annotations
 
+import gc
 import zlib
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -116,7 +117,7 @@ class Adoption:
         for optimizer in unused:
             entry = self._adopted[optimizer]
             if entry.layout is None and not entry.is_left_alone:
-                weights.broadcast(state_of(entry.models, parameters_of(optimizer)), self._group)
+                self._wire.spread(state_of(entry.models, parameters_of(optimizer)))
 
     def before_use(self, optimizer: Optimizer) -> None:
         """Average an optimizer's gradients as far as they are not averaged yet."""
@@ -229,14 +230,18 @@ class Adoption:
         if self._take_laid_out(entry, params):
             return
         self._wire.before_collective()
-        models, state = survey(params, self._group)
+        if self._wire.strategy.is_free:  # the first rank that lives says what all have
+            gc.collect()
+            models = find_models(params)
+            state = state_of(models, params)
+        else:
+            models, state = survey(params, self._group)
         reason = already_distributed(params, models)
-        if reason is None and not state:
+        if reason is None and not (state and self._wire.spread(state)):
             reason = "its parameters differ between ranks in number or shape (model parallel?)"
         if reason is not None:
             self._leave_alone(optimizer, reason)
             return
-        weights.broadcast(state, self._group)
         self.num_models += len(set(models) - set(self._counted))
         self._counted.update(models)
         entry.models = self.models = models

@@ -291,6 +291,6 @@ class Autopilot:
         return self._is_users or self.adoption.num_left_alone > 0
 
     def _part(self) -> None:
-        sent: list[Any] = [randomness.fingerprint()]
-        dist.broadcast_object_list(sent, group=self._group, group_src=0, device=torch.device("cpu"))
-        randomness.part(self._loaders.rank, sent[0])
+        first = torch.tensor(list(randomness.fingerprint()), dtype=torch.uint8)
+        self._wire.spread([first])
+        randomness.part(self._loaders.rank, bytes(first.tolist()))

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["are_alike", "broadcast", "checksums", "digest", "equalize"]
+__all__ = ["are_alike", "broadcast", "checksums", "digest", "equalize", "has_data"]
 
 _SAMPLE = 1 << 16
 """Elements of a tensor that its checksum looks at: weights that part do so everywhere."""
@@ -33,7 +33,7 @@ def broadcast(tensors: Sequence[torch.Tensor], group: dist.ProcessGroup, source:
     """Overwrite the tensors with those of one rank of the group, by default the first."""
     pending = []
     for tensor in tensors:
-        if _has_data(tensor):
+        if has_data(tensor):
             # Not the parameter itself: this change is no business of autograd's.
             whole = tensor.data.contiguous()
             # As bytes, since gloo does not know every dtype.
@@ -57,7 +57,7 @@ def equalize(tensors: Sequence[torch.Tensor], group: dist.ProcessGroup, source: 
 
 def checksums(tensors: Sequence[torch.Tensor]) -> list[int]:
     """Return a number per tensor; equal weights have equal numbers."""
-    return [_checksum(t) if _has_data(t) else 0 for t in tensors]
+    return [_checksum(t) if has_data(t) else 0 for t in tensors]
 
 
 def digest(tensor: torch.Tensor) -> int:
@@ -73,7 +73,8 @@ def _checksum(tensor: torch.Tensor) -> int:
     return zlib.crc32(sample.view(torch.uint8).numpy().tobytes())
 
 
-def _has_data(tensor: torch.Tensor) -> bool:
+def has_data(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor has memory of its own that can be written to."""
     if is_lazy(tensor) or tensor.is_meta or tensor.layout != torch.strided:
         return False
     # An expanded tensor has no memory of its own to be written to.

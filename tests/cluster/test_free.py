@@ -140,12 +140,26 @@ def test_a_checkpoint_at_the_end_of_an_epoch(rig4: Rig) -> None:
         )
 
 
-@pytest.mark.parametrize(("strategy", "victim"), [("async:4", 0), ("gossip", 1)])
+@pytest.mark.parametrize(
+    ("strategy", "victim", "when"),
+    [
+        ("async:4", 0, "epoch"),
+        ("gossip", 1, "epoch"),
+        ("async:4", 0, "data"),
+        ("async:4", 2, "step"),
+    ],
+)
 def test_a_rank_that_dies_does_not_stop_the_others(
-    rig4: Rig, owned_pids: set[int], strategy: str, victim: int
+    rig4: Rig, owned_pids: set[int], strategy: str, victim: int, when: str
 ) -> None:
-    death = f"    if rank == {victim} and epoch == 2:\n        os.kill(os.getpid(), 9)\n"
-    cell = CELL.replace("EPOCHS", "8") + death
+    death = f"if rank == {victim}:\n    os.kill(os.getpid(), 9)\n"
+    cell = CELL.replace("EPOCHS", "6")
+    if when == "epoch":  # the third is over
+        cell += f"    if epoch == 2 and rank == {victim}:\n        os.kill(os.getpid(), 9)\n"
+    elif when == "step":  # before its first
+        cell = cell.replace("for epoch", f"{death}for epoch", 1)
+    else:  # before it has made a model
+        cell = cell.replace("picks =", f"{death}picks =", 1)
     session = rig4.session
     run = session.train(cell, recipe=Recipe(strategy=strategy))
     assert run.state == "finished"

@@ -52,7 +52,7 @@ def test_an_unedited_cell_is_sharded(rig: Rig, strategy: str) -> None:
 
 
 def test_a_pulled_model_is_whole_and_of_its_own_class(rig: Rig, plain: Any) -> None:
-    rig.train(cell_for("gpt", LAYOUT))
+    rig.train(cell_for("gpt", LAYOUT), options=RunOptions(max_steps=3))
     rig.session.execute("there = {k: whole(v) for k, v in model.state_dict().items()}")
     there = rig.session.pull("there").value
     pulled = rig.session.pull("model", rank=2)
@@ -103,14 +103,13 @@ def test_a_checkpoint_is_resumed_by_the_ranks_and_loads_into_the_plain_class(
     resume = "start = dtkit.resume(model=model, optimizer=optimizer)"
     cell = cell_for("gpt", LAYOUT).replace("losses = []", f"losses = []\n{resume}")
     cell = cell.replace("range(2)", "range(start.epoch, 2)")
-    half = RunOptions(checkpoint_every=10, max_steps=20)
-    whole = rig.train(cell, options=None)
-    first = rig.train(cell, options=half)
-    second = rig.train(cell, options=RunOptions(resume=first.name))
-    assert list(second.history["loss"]) == pytest.approx(list(whole.history["loss"][20:]), rel=1e-6)
+    whole = rig.train(cell, options=RunOptions(max_steps=10))
+    first = rig.train(cell, options=RunOptions(checkpoint_every=2, max_steps=4))
+    second = rig.train(cell, options=RunOptions(resume=first.name, max_steps=6))
+    assert list(second.history["loss"]) == pytest.approx(list(whole.history["loss"][4:]), rel=1e-6)
     model = plain["GPT"]()
-    (path,) = (first.dir / "checkpoints").glob("step-00000020")
-    assert dtkit.resume(path, model=model).step == 20
+    (path,) = (first.dir / "checkpoints").glob("step-00000004")
+    assert dtkit.resume(path, model=model).step == 4
     rig.session.execute(f"""
 torch.manual_seed(5); model = GPT(); dtkit.shard(model)
 dtkit.resume({str(path)!r}, model=model)""")
@@ -162,18 +161,32 @@ def test_a_flag_that_does_not_go_with_it_is_refused(
 
 
 def test_steps_are_accumulated_and_passes_too(rig: Rig) -> None:
+    def losses(cell: str, **recipe: Any) -> list[float]:
+        return list(rig.train(cell, options=RunOptions(max_steps=12), **recipe).history["loss"])
+
     cell = cell_for("mlp", LAYOUT)
-    plain = rig.train(cell_for("mlp", ""), accumulate=2)
-    assert list(rig.train(cell, accumulate=2).history["loss"]) == pytest.approx(
-        list(plain.history["loss"]), rel=1e-5
-    )
+    plain = losses(cell_for("mlp", ""), accumulate=2)
+    assert losses(cell, accumulate=2) == pytest.approx(plain, rel=1e-5)
     halves = """model.set_requires_gradient_sync(False)
         (0.5 * loss).backward()
         model.set_requires_gradient_sync(True)
         (0.5 * loss_of(model(xb), yb)).backward()"""
-    expected = rig.train(cell)
-    found = rig.train(cell.replace("loss.backward()", halves))
-    assert list(found.history["loss"]) == pytest.approx(list(expected.history["loss"]), rel=1e-5)
+    found = losses(cell.replace("loss.backward()", halves))
+    assert found == pytest.approx(losses(cell), rel=1e-5)
+
+
+def test_units_compute_in_another_precision_than_they_are_kept_in(rig: Rig) -> None:
+    exact = rig.train(cell_for("mlp", LAYOUT), options=RunOptions(max_steps=12))
+    seen = """seen = []
+model[0].register_forward_hook(lambda m, i, o: seen.append((o.dtype, m.weight.dtype)))
+"""
+    policy = "param_dtype=torch.bfloat16, reduce_dtype=torch.float32, "
+    layout = LAYOUT.replace("min_unit", policy + "min_unit") + "\n" + seen
+    run = rig.train(cell_for("mlp", layout), options=RunOptions(max_steps=12))
+    assert rig.common("[str(d) for d in seen[0]]") == ["torch.bfloat16"] * 2
+    assert rig.common("[str(p.dtype) for p in model.parameters()]") == ["torch.float32"] * 8
+    assert list(run.history["loss"]) == pytest.approx(list(exact.history["loss"]), rel=0.02)
+    assert list(run.history["loss"]) != pytest.approx(list(exact.history["loss"]), rel=1e-6)
 
 
 @pytest.mark.parametrize("options", ["", ", num_shards=2"])

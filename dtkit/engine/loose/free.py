@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dtkit.engine import randomness
+from dtkit.engine import randomness, weights
 from dtkit.engine.loose.dealt import Dealt
 from dtkit.engine.loose.flat import Flat
 from dtkit.engine.loose.mesh import Mesh, PeerLostError
@@ -15,6 +15,8 @@ from dtkit.engine.loose.replica import Replica
 from dtkit.engine.parts import Part
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch.optim import Optimizer
 
     from dtkit.engine.group import Group
@@ -47,6 +49,7 @@ class Free(Part):
         self._group = group
         self._flat: Flat | None = None
         self._is_open = False
+        self._num_spread = 0
 
     def make_hub(self, rank: int, size: int) -> Hub:
         """Return what answers the other ranks."""
@@ -79,6 +82,7 @@ class Free(Part):
             lambda written, number: Dealt(written, group, self._ticket, number=number, seed=seed)
         )
         self._wire.before_collective = self.step_aside
+        self._wire.spread = self._spread
 
     def before_step(self, optimizer: Optimizer) -> None:
         """See whether the optimizer is a new one."""
@@ -97,6 +101,7 @@ class Free(Part):
         self._flat = Flat(tensors, torch.device("cpu"))
         self.begun(self._flat.read())
         self.ask({"ask": "arrive", "where": f"begin after {number}", "goes_on": True})
+        self.hub.forget_offers()
 
     def after_step(self, optimizer: Optimizer, step: int) -> None:  # noqa: ARG002  a Part's
         """Exchange weights."""
@@ -149,6 +154,20 @@ class Free(Part):
             staleness: updates of others that the step was computed without.
         """
         self._recorder.log({"divergence": float(divergence), "staleness": float(staleness)})
+
+    def _spread(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Take the leader's values: a rank that dies would end a collective for all."""
+        self._num_spread += 1
+        where = str(self._num_spread)
+        held = [tensor for tensor in tensors if weights.has_data(tensor)]
+        about = ";".join(f"{tuple(t.shape)}{t.dtype}" for t in held)
+        mine = _packed(held)
+        self.hub.offer(where, about, mine)
+        theirs = torch.empty_like(mine)
+        if not self.ask({"ask": "spread", "where": where, "about": about}, into=theirs):
+            return False
+        _unpack(theirs, held)
+        return True
 
     def _ticket(self, of: str, seen: int) -> int:
         return int(self.ask({"ask": "ticket", "pass": of, "seen": seen})["ticket"])

@@ -42,6 +42,7 @@ class Hub:
         self._arrived: dict[str, set[int]] = {}
         self._given: dict[str, dict[int, torch.Tensor]] = {}
         self._means: dict[str, torch.Tensor] = {}
+        self._offered: dict[str, tuple[str, torch.Tensor]] = {}
         self.rest = torch.empty(0, dtype=torch.uint8)
         """What the others shall take over from this rank at the end."""
         self._answers: dict[str, Callable[[int, Message, torch.Tensor | None], Reply]] = {
@@ -49,6 +50,7 @@ class Hub:
             "arrive": self._arrive,
             "average": self._average,
             "rest": self._tell_rest,
+            "spread": self._spread,
         }
 
     @property
@@ -102,6 +104,25 @@ class Hub:
             self._changed.notify_all()
             self._wait(lambda: self.living <= arrived)
             return {}, None
+
+    def offer(self, where: str, about: str, values: torch.Tensor) -> None:
+        """Have something ready for the others, when they come to the same place."""
+        with self._changed:
+            self._offered[where] = about, values
+            self._changed.notify_all()
+
+    def forget_offers(self) -> None:
+        """Let go of it: all ranks that live have come further."""
+        with self._changed:
+            self._offered.clear()
+
+    def _spread(self, _number: int, message: Message, _vector: torch.Tensor | None) -> Reply:
+        """Give what this rank has at a place, once it is there, to a rank that has its like."""
+        where = message["where"]
+        with self._changed:
+            self._wait(lambda: where in self._offered)
+            about, values = self._offered[where]
+        return ({"is_same": True}, values) if about == message["about"] else ({}, None)
 
     def came(self, number: int) -> None:
         """A rank makes no step until all others are where it is."""

@@ -64,11 +64,12 @@ class Layout:
     averages: bool
     _group: ReferenceType[dist.ProcessGroup]
     # Weakly: what keeps an ended group keeps its connections, which are in the next one's way.
-    _world: ReferenceType[Any] = field(default_factory=lambda: ref(dist.group.WORLD))
+    _world: Callable[[], Any] = field(default_factory=lambda: ref(dist.group.WORLD))
     again: Callable[[nn.Module], None] | None = None
     rank: int = field(default_factory=dist.get_rank)
     num_steps: int = 0
     _warning: str = ""
+    _reason: str = ""
 
     @property
     def group(self) -> dist.ProcessGroup:
@@ -162,6 +163,11 @@ class Layout:
             )
         self.num_steps = max(steps)
 
+    def gave_up(self, reason: str) -> None:
+        """Note why the model cannot go on in the group that there is now."""
+        self._world = _nothing
+        self._reason = f"it could not be laid out in the new one ({reason})"
+
     def before_use(self) -> None:
         """Raise if the model cannot compute; say once if its parts are not of the same step."""
         self.check()
@@ -178,12 +184,16 @@ class Layout:
         """
         if self._world() is None or self._world() is not dist.group.WORLD:
             msg = (
-                f"this model was {self.kind} in a process group that has ended since, and not all "
-                "of its ranks are in the new one: make it again, and load its newest checkpoint "
-                "with dtkit.resume. Parts that are left are kept: if copies have the others, "
-                "%dist_pull brings it whole as it was"
+                f"this model was {self.kind} in a process group that has ended since, and "
+                f"{self._reason or 'not all of its ranks are in the new one'}: make it again, and "
+                "load its newest checkpoint with dtkit.resume. Parts that are left are kept: if "
+                "copies have the others, %dist_pull brings it whole as it was"
             )
             raise RuntimeError(msg)
+
+
+def _nothing() -> None:
+    """Stand in for a reference to a group that is gone."""
 
 
 def mark(model: nn.Module, layout: Layout) -> None:

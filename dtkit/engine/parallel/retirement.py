@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from weakref import ref
 
 from torch import nn
+from torch.distributed._composable_state import _module_state_mapping
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
@@ -36,6 +37,7 @@ def retire() -> list[ref[nn.Module]]:
     for model in sharded:
         model.__class__ = plain_class(model)
         strip(model.__dict__)
+        _module_state_mapping.pop(model, None)  # it may be sharded again
     found = [o for o in gc.get_objects() if issubclass(type(o), nn.Module) and MARK in o.__dict__]
     for model in found:
         _guard(model, model.__dict__[MARK])

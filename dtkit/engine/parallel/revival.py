@@ -52,7 +52,10 @@ def revive(retired: Sequence[ref[nn.Module]]) -> int:
             _renew(mesh, group)
         layout.renew(group)
         if layout.again is not None:
-            layout.again(model)
+            try:
+                layout.again(model)
+            except Exception as error:  # noqa: BLE001  the model says it when it is used
+                layout.gave_up(f"{type(error).__name__}: {error}")
     return len(models)
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from dtkit.compression import Compression
+from dtkit.engine import weights
 from dtkit.engine.models import BY_DDP
 from dtkit.engine.parallel.norms import own_part
 from dtkit.engine.reduce.compressors import Layout
@@ -65,6 +66,8 @@ class Wire:
         """Called with each bucket just before its averaging begins: it holds the rank's own."""
         self.before_collective: Callable[[], None] = _do_nothing
         """Called before this rank waits for all others, not to average but to agree."""
+        self.spread: Callable[[Sequence[torch.Tensor]], bool] = self._broadcast
+        """Called with what all ranks shall have as the first one has it; returns whether all do."""
         self.momentum = MomentumCorrection() if self.compression.name == "topk" else None
 
     def over(self, group: dist.ProcessGroup) -> Wire:
@@ -72,6 +75,10 @@ class Wire:
         other = Wire(group, self.compression, self.on_sent, self.strategy)
         other.momentum, other.memory = self.momentum, self.memory
         return other
+
+    def _broadcast(self, tensors: Sequence[torch.Tensor]) -> bool:
+        weights.broadcast(tensors, self.group)
+        return True
 
     def not_used_by(self, name: str, reason: str) -> None:
         """Raise if an optimizer's gradients were to be compressed, and travel elsewhere."""
