@@ -18,6 +18,71 @@ if TYPE_CHECKING:
 CLIP = "nn.utils.clip_grad_norm_(parts.parameters(), 0.5)"
 
 
+OTHERS = """
+class Llama(nn.Module):  # fewer heads of k and v, rotated as complex numbers, a mask that is added
+    def __init__(self):
+        super().__init__()
+        self.n_heads, self.n_kv_heads, self.head_dim = 4, 2, 8
+        self.wq, self.wo = nn.Linear(32, 32, bias=False), nn.Linear(32, 32, bias=False)
+        self.wk, self.wv = nn.Linear(32, 16, bias=False), nn.Linear(32, 16, bias=False)
+        angles = torch.arange(64.0).view(16, 4)
+        self.register_buffer("turn", torch.polar(torch.ones(16, 4), angles), persistent=False)
+        self.w1, self.w3 = nn.Linear(32, 64, bias=False), nn.Linear(32, 64, bias=False)
+        self.w2, self.scale = nn.Linear(64, 32, bias=False), nn.Parameter(torch.ones(64))
+    def rotated(self, x):
+        z = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
+        return torch.view_as_real(z * self.turn[None, :, None]).flatten(3).type_as(x)
+    def forward(self, x):
+        B, T, _ = x.shape
+        q = self.wq(x).view(B, T, self.n_heads, self.head_dim)
+        k = self.wk(x).view(B, T, self.n_kv_heads, self.head_dim)
+        v = self.wv(x).view(B, T, self.n_kv_heads, self.head_dim)
+        k = self.rotated(k)[:, :, :, None, :].expand(B, T, 2, 2, 8).reshape(B, T, 4, 8)
+        q, v = self.rotated(q), torch.repeat_interleave(v, 2, dim=2)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        scores = q @ k.transpose(2, 3) / 8**0.5 + torch.full((T, T), -torch.inf).triu(1)
+        y = F.softmax(scores.float(), dim=-1) @ v
+        x = x + self.wo(y.transpose(1, 2).contiguous().view(B, T, -1))
+        return x + self.w2(F.silu(self.w1(x)) * self.w3(x) * self.scale)
+
+class Vit(nn.Module):  # q, k and v in one, by reshape; a gate in one layer with what it gates
+    def __init__(self):
+        super().__init__()
+        self.num_heads, self.qkv, self.proj = 4, nn.Linear(32, 96), nn.Linear(32, 32)
+        self.register_buffer("bias", torch.tril(torch.ones(16, 16)).view(1, 1, 16, 16))
+        self.gate_up_proj, self.down_proj = nn.Linear(32, 128), nn.Linear(64, 32)
+    def forward(self, x):
+        B, N, C = x.shape
+        parts = self.qkv(x).reshape(B, N, 3, self.num_heads, C // self.num_heads)
+        q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        scores = (q @ k.transpose(-2, -1)).masked_fill(self.bias[:, :, :N, :N] == 0, -torch.inf)
+        x = x + self.proj((F.softmax(scores, dim=-1) @ v).transpose(1, 2).reshape(B, N, C))
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
+
+class Both(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = nn.Transformer(32, 4, 1, 1, 64, dropout=0.0, batch_first=True)
+    def forward(self, x):
+        return self.model(x, x)
+
+def apart(kind):
+    torch.manual_seed(0)
+    alone, x = kind(), torch.randn(3, 16, 32)
+    together = dtkit.tensor_parallel(copy.deepcopy(alone), num_ranks=2)
+    found = []
+    for model in (alone, together):
+        out = model(x)
+        assert type(out) is torch.Tensor
+        out.square().mean().backward()
+        found.append([out.detach(), *(whole(p.grad) for p in model.parameters())])
+        with torch.no_grad():
+            found[-1].append(model.eval()(x))
+    return max(float((a - b).abs().max()) for a, b in zip(*found))
+"""
+
+
 def divided(options: str = "") -> str:
     return f"dtkit.tensor_parallel(model{options})"
 
@@ -73,6 +138,17 @@ def test_other_flags_go_with_it_and_it_is_whole_again(rig: Rig) -> None:
     output = pulled(names["pixels"][:5, :-1])
     torch.testing.assert_close(rig.session.pull("out").value, output.detach())
     output.sum().backward()  # no hook of the ranks' is left
+
+
+def test_what_people_write_computes_the_same(rig: Rig) -> None:
+    rig.session.execute("import copy" + OTHERS)
+    shown = rig.session.execute("found = [apart(kind) for kind in (Llama, Vit, Both)]")
+    assert max(rig.common("found")) < 1e-6
+    rows = [line.split() for line in shown.text_of(0).splitlines()]
+    chosen = {row[0]: row[2] for row in rows if row[1:2] == ["(Linear)"]}
+    expected = {"wq": "colwise", "wk": "colwise", "wo": "rowwise", "w1": "colwise", "w2": "rowwise"}
+    expected |= {"qkv": "fused:3", "proj": "rowwise", "gate_up_proj": "fused:2"}
+    assert expected.items() <= chosen.items()
 
 
 def test_attention_of_torch_is_whole_again_with_all_its_arguments(rig: Rig) -> None:
