@@ -58,8 +58,7 @@ def pulling(settings: Settings) -> list[Result]:
         notebook.run(_ROUNDS.format(num_rounds=num_rounds, out=str(out)))
         notebook.run("client.close()")
     (our_s, our_peaks), (parts_s, parts_peaks), (their_s, their_peaks) = (
-        list(zip(*rows, strict=True))
-        for rows in zip(*json.loads(out.read_text()), strict=True)
+        list(zip(*rows, strict=True)) for rows in zip(*json.loads(out.read_text()), strict=True)
     )
     size = f"{num_layers / 16:g} GiB of parameters"
     command = "ipyparallel.Client(...)[0].pull('model', block=True), same engine"

@@ -124,6 +124,19 @@ def test_a_new_leader_goes_on_after_the_tickets_that_a_rank_has_seen() -> None:
     assert second.answer(1, {**ask, "seen": 4}, None)[0]["ticket"] == 7
 
 
+def test_the_first_weights_are_the_leader_s_once_it_has_come_to_the_same_place() -> None:
+    hub, values = Hub(0, 3), torch.arange(3, dtype=torch.uint8)
+    found: list[Any] = []
+    ask = {"ask": "spread", "where": "1", "about": "(3,)torch.uint8"}
+    early = in_thread(lambda: found.append(hub.answer(1, ask, None)))
+    hub.offer("1", "(3,)torch.uint8", values)
+    early.join(WAIT_S)
+    ((reply, given),) = found
+    assert reply == {"is_same": True}
+    assert given is values
+    assert hub.answer(2, {**ask, "about": "(4,)torch.uint8"}, None) == ({}, None)
+
+
 def test_gossip_leaves_the_mean_of_all_replicas_as_it_is() -> None:
     hubs = [GossipHub(rank, 3) for rank in range(3)]
     values = [torch.tensor([1.0, 10.0]), torch.tensor([2.0, 0.0]), torch.tensor([6.0, -4.0])]

@@ -71,6 +71,9 @@ class Layout:
     _warning: str = ""
     _reason: str = ""
 
+    def __deepcopy__(self, _memo: object) -> Layout:
+        return self  # a copy of the model is on the same ranks
+
     @property
     def group(self) -> dist.ProcessGroup:
         """All of the ranks."""

@@ -11,6 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.distributed import DistError
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 from torch.nn import functional
@@ -39,7 +40,7 @@ class InRegion:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute as ever, and return plain tensors."""
-        mesh = self.__dict__[_MESH]
+        mesh = self.__dict__[_MESH].mesh
         if self.__dict__[_SEVERAL]:
             # Once, and not in each layer: then their gradients are added up before they are sent.
             args, kwargs = tree_map(
@@ -62,8 +63,18 @@ def make_region(module: nn.Module, mesh: DeviceMesh, *, has_several: bool) -> No
     kind = type(module)
     about = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
     module.__class__ = type(kind.__name__, (InRegion, kind), about)
-    module.__dict__[_MESH] = mesh
+    module.__dict__[_MESH] = _Kept(mesh)
     module.__dict__[_SEVERAL] = has_several
+
+
+class _Kept:
+    """Holds a mesh, of which a copied module has the same."""
+
+    def __init__(self, mesh: DeviceMesh) -> None:
+        self.mesh = mesh
+
+    def __deepcopy__(self, _memo: object) -> _Kept:
+        return self
 
 
 def put_on(mesh: DeviceMesh, tensor: torch.Tensor) -> torch.Tensor:
@@ -120,10 +131,11 @@ class _Mixing(TorchFunctionMode):
                 return parts
         try:
             return func(*given[0], **given[1])
-        except (NotImplementedError, RuntimeError):
-            # Torch does not know how to divide this. What is wrong with the whole is raised here.
-            if _changes_in_place(func):
+        except (NotImplementedError, RuntimeError) as error:
+            # What failed on this rank alone must not be tried again: the others go on.
+            if isinstance(error, torch.OutOfMemoryError | DistError) or _changes_in_place(func):
                 raise
+            # Torch does not know how to divide this. What is wrong with it is raised below, too.
         found = func(*tree_map(whole, given[0]), **tree_map(whole, given[1]))
         return tree_map(lambda v: put_on(self._mesh, v) if _is_plain(v) else v, found)
 
