@@ -7,7 +7,6 @@ to be alive: cyclic garbage is collected at other times on other ranks.
 
 from __future__ import annotations
 
-import gc
 import zlib
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -29,7 +28,7 @@ from dtkit.engine.models import (
 from dtkit.engine.parallel.layout import layout_of
 from dtkit.engine.parallel.norms import own_parts
 from dtkit.engine.reduce import GradSynchronizer, Passes
-from dtkit.engine.survey import survey
+from dtkit.engine.survey import survey, survey_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -230,12 +229,9 @@ class Adoption:
         if self._take_laid_out(entry, params):
             return
         self._wire.before_collective()
-        if self._wire.strategy.is_free:  # the first rank that lives says what all have
-            gc.collect()
-            models = find_models(params)
-            state = state_of(models, params)
-        else:
-            models, state = survey(params, self._group)
+        # Free ranks agree on nothing together: the first that lives says what all have.
+        is_free = self._wire.strategy.is_free
+        models, state = survey_here(params) if is_free else survey(params, self._group)
         reason = already_distributed(params, models)
         if reason is None and not (state and self._wire.spread(state)):
             reason = "its parameters differ between ranks in number or shape (model parallel?)"

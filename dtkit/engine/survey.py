@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     import torch.distributed as dist
 
-__all__ = ["survey"]
+__all__ = ["survey", "survey_here"]
 
 
 def survey(
@@ -35,3 +35,12 @@ def survey(
         if weights.are_alike(state, group):
             return models, state
     return [], list(params) if weights.are_alike(params, group) else []
+
+
+def survey_here(
+    params: Sequence[torch.Tensor],
+) -> tuple[list[torch.nn.Module], list[torch.Tensor]]:
+    """Return the same of this rank, which asks no other."""
+    gc.collect()
+    models = find_models(params)
+    return models, state_of(models, params)

@@ -81,17 +81,25 @@ def shard(
     apply = partial(
         fully_shard, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward
     )
-    for unit in units:
-        materialize(unit, device_here())
-        weights.broadcast(_plain(unit), group)
-        apply(unit)
+    again = _apply_to(model, units, apply, group)
     renewal.renew()
-    paths = {id(module): path for path, module in model.named_modules()}
-    again = partial(_again, apply=apply, units=[paths[id(unit)] for unit in units])
     place = (dist.get_rank(group), dist.get_world_size(group))
     mark(model, Layout("sharded", mesh, *place, 1, True, ref(group), again=again))
     say(group, summary(model, names, mesh))
     return model
+
+
+def _apply_to(
+    model: nn.Module, units: Sequence[nn.Module], apply: Callable[[nn.Module], Any],
+    group: dist.ProcessGroup,
+) -> Callable[[nn.Module], None]:  # fmt: skip
+    """Shard each unit of a model; return what does so again in another group."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    for unit in units:
+        materialize(unit, device_here())
+        weights.broadcast(_plain(unit), group)
+        apply(unit)
+    return partial(_again, apply=apply, units=[paths[id(unit)] for unit in units])
 
 
 def _again(model: nn.Module, *, apply: Callable[[nn.Module], Any], units: Sequence[str]) -> None:
