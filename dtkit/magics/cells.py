@@ -97,7 +97,12 @@ def show_run(
 ) -> Iterator[None]:
     """Return the steps of a run that show it, under a dashboard, as they go on."""
     dashboard = GuardedDashboard(
-        make_dashboard(on_stop=run.requests.stop, on_pause=run.requests.pause, can_click=can_click),
+        make_dashboard(
+            on_stop=run.requests.stop,
+            on_pause=run.requests.pause,
+            curves=run.curves,
+            can_click=can_click,
+        ),
         run.note,
     )
     displays = _Displays(run.output, world_size)

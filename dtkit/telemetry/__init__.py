@@ -1,8 +1,9 @@
 """The driver's record of a run: events in, immutable views and history out."""
 
+from dtkit.telemetry.curves import Curve
 from dtkit.telemetry.history import History
 from dtkit.telemetry.news import News
 from dtkit.telemetry.state import RunState
 from dtkit.telemetry.view import RankView, RunView
 
-__all__ = ["History", "News", "RankView", "RunState", "RunView"]
+__all__ = ["Curve", "History", "News", "RankView", "RunState", "RunView"]

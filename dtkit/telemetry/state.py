@@ -31,6 +31,7 @@ from dtkit.telemetry._series import (
     rate_of,
     share,
 )
+from dtkit.telemetry.curves import Curve, curves_of
 from dtkit.telemetry.history import History, history_of
 from dtkit.telemetry.news import News, metrics_within, newest, rows_from
 from dtkit.telemetry.view import MAX_POINTS, RunView
@@ -143,6 +144,11 @@ class RunState:
                 step=self._order.step,
                 time_s=(self._end_unix_s or time.time()) - self.start_unix_s,
             )
+
+    def curves(self) -> dict[str, Curve]:
+        """Return what can be drawn of the run so far, each at most `MAX_POINTS` points."""
+        with self._lock:
+            return curves_of(self._rows, self._logged, list(self._ranks.values()))
 
     @property
     def num_samples(self) -> float:

@@ -43,6 +43,7 @@ CELLS = [
     "%load_ext dtkit\n%dist_init -n 2",
     TRAINING,
     "%dist num_steps > 10",
+    "%env DTKIT_UI=widgets\n",
     TRAINING.replace("watched", "saved"),
     "%dist_shutdown",
 ]
@@ -113,6 +114,25 @@ def save(page: Page, path: Path, *, needs: str) -> None:
     pytest.fail(f"the saved notebook never held {needs!r}")
 
 
+def expect_charts_to_obey(page: Page, target: Locator) -> None:
+    """Choose, scale and zoom the charts in the browser, by hand and by key, while they grow."""
+    left, right = (target.locator(".dtkit-charts .plot").nth(i) for i in range(2))
+    expect(left.locator("canvas")).to_be_visible(timeout=30_000)
+    grown = left.get_attribute("data-to") or ""
+    expect(left).not_to_have_attribute("data-to", grown, timeout=30_000)
+    target.get_by_label("what is drawn").nth(1).select_option("ms of a step by rank")
+    expect(right).to_have_attribute("data-chart", "ms of a step by rank")
+    expect(right).to_contain_text("rank 1")
+    target.get_by_label("log", exact=True).first.check()
+    expect(left).to_have_attribute("data-scale", "log")
+    target.get_by_label("smoothing").first.fill("0.9")
+    expect(left).to_contain_text("smoothed 0.9")
+    left.press("+")
+    zoomed = left.get_attribute("data-to") or ""
+    expect_progress(page, target)
+    expect(left).to_have_attribute("data-to", zoomed)  # new points do not undo it
+
+
 @pytest.fixture(scope="module")
 def notebook(lab: Lab) -> Path:
     """A notebook that trains for ten minutes if nobody stops it."""
@@ -137,9 +157,7 @@ def test_a_run_is_watched_reloaded_and_stopped(page: Page, lab: Lab, notebook: P
 
     training = run(page, 1)
     expect_progress(page, training)
-    chart = training.locator("img")
-    first = chart.get_attribute("src")
-    expect(chart).not_to_have_attribute("src", first or "", timeout=30_000)
+    expect_charts_to_obey(page, training)
     page.screenshot(path=SCREENSHOTS / "running-light.png")
 
     save(page, notebook, needs="widget-view+json")
@@ -156,10 +174,14 @@ def test_a_run_is_watched_reloaded_and_stopped(page: Page, lab: Lab, notebook: P
     stop(training)
     expect(run(page, 2)).to_contain_text("all ranks: True")
 
-    again = run(page, 3)
+    run(page, 3)
+    again = run(page, 4)
     expect_progress(page, again)
+    picture = again.locator("img")
+    first = picture.get_attribute("src")
+    expect(picture).not_to_have_attribute("src", first or "", timeout=30_000)
     stop(again)
-    expect(run(page, 4)).to_contain_text("ended: 2 ranks")
+    expect(run(page, 5)).to_contain_text("ended: 2 ranks")
     save(page, notebook, needs="ended: 2 ranks")
 
 
@@ -169,7 +191,7 @@ def test_the_saved_notebook_shows_the_run_without_a_kernel(
     lab.end_kernels()
     lab.set_theme("JupyterLab Dark")
     open_notebook(page, lab, notebook.name)
-    outputs = cell(page, 3).locator(".jp-OutputArea")
+    outputs = cell(page, 4).locator(".jp-OutputArea")
     outputs.scroll_into_view_if_needed()
     expect(outputs.get_by_text("stopped").first).to_be_visible()
     picture = outputs.locator("img").first
@@ -177,6 +199,6 @@ def test_the_saved_notebook_shows_the_run_without_a_kernel(
     assert "Loss over" in (picture.get_attribute("alt") or "")
     expect(outputs.get_by_text("Error displaying widget")).to_have_count(0)
     page.screenshot(path=SCREENSHOTS / "reopened-dark.png")
-    for output in nbformat.read(notebook, as_version=4).cells[3].outputs:
+    for output in nbformat.read(notebook, as_version=4).cells[4].outputs:
         assert "application/vnd.jupyter.widget-view+json" not in output.data
         assert {"text/html", "text/plain"} <= set(output.data)

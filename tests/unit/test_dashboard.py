@@ -560,7 +560,7 @@ def test_every_ui_has_its_dashboard(ui: str, kind: type, monkeypatch: pytest.Mon
 def test_an_unknown_ui_lists_the_known_ones(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if where == "environment":
         monkeypatch.setenv("DTKIT_UI", "tui")
-    with pytest.raises(InvalidInputError, match=r"'tui'.*auto, widgets, html, text, off"):
+    with pytest.raises(InvalidInputError, match=r"'tui'.*auto, live, widgets, html, text, off"):
         make("tui" if where == "argument" else "auto")
 
 

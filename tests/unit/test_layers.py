@@ -47,6 +47,9 @@ VIEW = (
     "dtkit.views.controls",
     "dtkit.views.gantt",
     "dtkit.views.guarded",
+    "dtkit.views.live",
+    "dtkit.views.panel",
+    "dtkit.views.picture",
     "dtkit.views.render",
     "dtkit.views.runstable",
     "dtkit.views.summary",
@@ -105,6 +108,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "dtkit.views.tuneview": ("matplotlib", *MAY_VIEW),
     "dtkit.views.terminal": MAY_VIEW,
     "dtkit.views.dashboard": MAY_DISPLAY,
+    "dtkit.views.live": ("anywidget", "traitlets", *MAY_VIEW),
+    "dtkit.views.panel": MAY_DISPLAY,
+    "dtkit.views.picture": ("ipywidgets", *MAY_VIEW),
     "dtkit.views.zoom": ("anywidget", "traitlets", "dtkit.trace", *MAY_VIEW),
     # IPython's profile folders belong to the interface of ipyparallel's launchers.
     "dtkit.cluster": (

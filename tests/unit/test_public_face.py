@@ -69,6 +69,7 @@ SESSION = {
 RUN = {
     "load": "(folder)",
     "history": "property",
+    "curves": "(self)",
     "notes": "property",
     "note": "(self, text)",
     "news": "(self, first_row, low, high)",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dtkit.events import Event
     from dtkit.options import RunOptions
     from dtkit.recipe import Recipe
-    from dtkit.telemetry import History, News, RunView
+    from dtkit.telemetry import Curve, History, News, RunView
 
 __all__ = ["Run", "create_run"]
 
@@ -116,6 +116,10 @@ class Run:
     def view(self) -> RunView:
         """Return the run as it is now, for a renderer."""
         return self._state.view()
+
+    def curves(self) -> dict[str, Curve]:
+        """Return what can be drawn of the run so far, by its name."""
+        return self._state.curves()
 
     def stop(self) -> None:
         """Ask every rank to stop after its current step."""

@@ -1,0 +1,102 @@
+"""What can be drawn of a run, each with the lines in it: for renderers that let one choose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dtkit.events import STEP_COLUMNS
+from dtkit.telemetry._series import WINDOW, binned, decimate
+from dtkit.telemetry.news import ratio
+from dtkit.telemetry.view import MAX_POINTS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from dtkit.telemetry._series import RankSeries, Rows
+
+    Floats = NDArray[np.float64]
+
+__all__ = ["Curve", "curves_of"]
+
+MAX_LINES = 7
+"""Of more ranks than this, the slowest, the median and the fastest are drawn."""
+_RANK_POINTS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One chart.
+
+    Attributes:
+        step: (num_points,) float64, at most `MAX_POINTS`.
+        lines: by label, (num_points,) float64 each; NaN where nothing is known.
+    """
+
+    step: Floats
+    lines: dict[str, Floats]
+
+
+def curves_of(
+    rows: Rows,
+    logged: Mapping[str, Mapping[int, tuple[float, float]]],
+    ranks: Sequence[RankSeries],
+) -> dict[str, Curve]:
+    """Return every chart that there is something to draw in, by its name.
+
+    Args:
+        rows: the merged steps.
+        logged: by metric and step, the sum over the ranks and how many they were.
+        ranks: what each of them did lately.
+    """
+    keep = decimate(rows.num)
+    step = rows["step"][keep]
+    rate = binned(rows, MAX_POINTS // 2)
+    found = {
+        "loss": Curve(step, {"raw": rows["loss"][keep], "smoothed": rows["smooth"][keep]}),
+        "samples/s": Curve(rate[0], {"all ranks": rate[1], "slowest": rate[2], "fastest": rate[3]}),
+        "ms of a step": Curve(
+            step,
+            {
+                "step": rows["step_ms"][keep],
+                "data wait": rows["data_ms"][keep],
+                "communication": rows["comm_ms"][keep],
+            },
+        ),
+        "ms of a step by rank": _by_rank(ranks),
+        "learning rate": Curve(step, {"learning rate": rows["lr"][keep]}),
+    }
+    for name, values in logged.items():
+        steps = list(values)
+        steps = sorted(steps[i] for i in decimate(len(steps)))
+        mean = np.array([ratio(*values[s]) for s in steps], dtype=np.float64)
+        label = name if name not in found else f"{name} (logged)"
+        found[label] = Curve(np.array(steps, dtype=np.float64), {name: mean})
+    return {
+        name: curve
+        for name, curve in found.items()
+        if any(np.isfinite(line).any() for line in curve.lines.values())
+    }
+
+
+def _by_rank(ranks: Sequence[RankSeries]) -> Curve:
+    newest = max((rank.step for rank in ranks), default=0)
+    first = max(1, newest - WINDOW + 1)
+    steps = np.unique(np.linspace(first, max(first, newest), _RANK_POINTS).astype(np.int64))
+    column = STEP_COLUMNS.index("step_ms")
+    table = np.array([rank.rows(steps)[column] for rank in ranks]).reshape(len(ranks), len(steps))
+    if len(ranks) <= MAX_LINES:
+        lines = {f"rank {rank.rank}": row for rank, row in zip(ranks, table, strict=True)}
+    else:
+        known = np.isfinite(table).any(axis=0)  # else numpy warns of steps that nobody has
+        steps, table = steps[known], table[:, known]
+        lines = {
+            "slowest": np.nanmax(table, axis=0),
+            "median": np.nanmedian(table, axis=0),
+            "fastest": np.nanmin(table, axis=0),
+        }
+    return Curve(steps.astype(np.float64), lines)

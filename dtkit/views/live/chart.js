@@ -1,0 +1,202 @@
+// Two charts of a run. The kernel sends every curve, decimated; what is seen of them is chosen here.
+
+const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A6D00", "#767676", "#9E5FBF"];
+const DASHES = [[], [6, 3], [2, 2], [10, 3, 2, 3], [4, 4], [1, 3], [8, 2]];
+const PLOT_PX = 180; // the legend stands below
+
+function unpack(model) {
+  const view = model.get("data");
+  const bytes = view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength);
+  const values = new Float32Array(bytes);
+  const charts = new Map();
+  let at = 0;
+  const next = (count) => {
+    const part = Array.from(values.subarray(at, at + count), (v) => (Number.isFinite(v) ? v : null));
+    at += count;
+    return part;
+  };
+  for (const [name, labels, count] of model.get("layout_of")) {
+    const steps = next(count);
+    charts.set(name, { labels, columns: [steps, ...labels.map(() => next(count))] });
+  }
+  return charts;
+}
+
+function smoothed(values, weight) {
+  let sum = 0, total = 0;
+  return values.map((value) => {
+    if (value === null) return null;
+    sum = weight * sum + (1 - weight) * value;
+    total = weight * total + (1 - weight);
+    return sum / total;
+  });
+}
+
+function shown(value) {
+  if (value == null) return "–";
+  const size = Math.abs(value);
+  return size !== 0 && (size < 1e-3 || size >= 1e6) ? value.toExponential(2) : String(+value.toPrecision(4));
+}
+
+function labelled(text, input) {
+  const label = document.createElement("label");
+  label.append(input, ` ${text}`);
+  return label;
+}
+
+class Panel {
+  constructor(root, first, model) {
+    this.model = model;
+    this.name = first;
+    this.range = null;
+    this.drawnAs = "";
+    const panel = document.createElement("div");
+    panel.className = "panel";
+    const bar = document.createElement("div");
+    bar.className = "bar";
+    this.choice = document.createElement("select");
+    this.choice.setAttribute("aria-label", "what is drawn");
+    this.log = Object.assign(document.createElement("input"), { type: "checkbox" });
+    this.smooth = Object.assign(document.createElement("input"), { type: "range", min: 0, max: 0.99, step: 0.01, value: 0 });
+    this.smooth.setAttribute("aria-label", "smoothing");
+    bar.append(this.choice, labelled("log", this.log), labelled("smooth", this.smooth));
+    this.plot = document.createElement("div");
+    this.plot.className = "plot";
+    this.plot.tabIndex = 0;
+    this.plot.setAttribute("role", "img");
+    this.plot.title = "drag or + −: zoom · ← →: move · double click or 0: all";
+    panel.append(bar, this.plot);
+    root.append(panel);
+    this.choice.addEventListener("change", () => { this.name = this.choice.value; this.range = null; this.draw(); });
+    this.log.addEventListener("change", () => this.draw());
+    this.smooth.addEventListener("input", () => this.draw());
+    this.plot.addEventListener("keydown", (event) => this.press(event));
+    this.plot.addEventListener("dblclick", () => { this.range = null; this.draw(); });
+  }
+
+  take(charts) {
+    this.charts = charts;
+    const names = [...charts.keys()];
+    if (names.join("\n") !== this.names) {
+      this.names = names.join("\n");
+      this.choice.replaceChildren(...names.map((name) => new Option(name, name)));
+    }
+    this.choice.value = this.name;
+    this.plot.setAttribute("aria-label", this.model.get("alt"));
+    this.draw();
+  }
+
+  draw() {
+    const chart = this.charts.get(this.name);
+    if (!chart || chart.columns[0].length < 2) return;
+    const labels = [...chart.labels], columns = [...chart.columns];
+    const weight = Number(this.smooth.value);
+    if (weight > 0) {
+      labels.push(`smoothed ${weight}`);
+      columns.push(smoothed(columns[1], weight));
+    }
+    const isLog = this.log.checked && columns.slice(1).some((c) => c.some((v) => v > 0));
+    if (isLog) for (let i = 1; i < columns.length; i++) columns[i] = columns[i].map((v) => (v > 0 ? v : null));
+    const how = [this.name, labels.join(), isLog, this.plot.clientWidth, this.ink()].join("|");
+    if (how !== this.drawnAs) {
+      this.drawnAs = how;
+      this.uplot?.destroy();
+      this.uplot = new uPlot(this.options(labels, isLog, weight > 0), columns, this.plot);
+    } else {
+      this.uplot.setData(columns, false);
+    }
+    const steps = columns[0];
+    const [from, to] = this.range ?? [steps[0], steps[steps.length - 1]];
+    this.isOurs = true;
+    this.uplot.setScale("x", { min: from, max: to });
+    this.isOurs = false;
+    Object.assign(this.plot.dataset, { chart: this.name, from, to, scale: isLog ? "log" : "linear" });
+  }
+
+  ink() {
+    return getComputedStyle(this.plot).color;
+  }
+
+  options(labels, isLog, hasSmooth) {
+    const isLoss = this.name === "loss", isRate = this.name === "samples/s";
+    const ink = this.ink();
+    const axis = { stroke: ink, grid: { stroke: "rgba(127,127,127,0.25)", width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
+    const series = labels.map((label, i) => {
+      const isExtra = hasSmooth && i === labels.length - 1;
+      const colour = isLoss ? COLOURS[0] : isRate ? COLOURS[2] : COLOURS[i % COLOURS.length];
+      return {
+        label, stroke: isExtra ? COLOURS[1] : colour,
+        width: isExtra || (isLoss ? i === 1 : i === 0 || labels.length > 3) ? 2 : 0.8,
+        alpha: isLoss && i === 0 ? 0.6 : 1,
+        dash: isLoss || isRate || isExtra ? [] : DASHES[i % DASHES.length],
+        points: { show: false }, spanGaps: true, value: (_, value) => shown(value),
+      };
+    });
+    return {
+      width: this.plot.clientWidth || 360, height: PLOT_PX,
+      scales: { x: { time: false }, y: isLog ? { distr: 3 } : { range: (_, low, high) => this.bounds(low, high) } },
+      axes: [{ ...axis, size: 22 }, { ...axis, size: 52, values: (_, ticks) => ticks.map((t) => (t == null ? "" : shown(t))) }],
+      series: [{ label: "step", value: (_, value) => (value == null ? "–" : value) }, ...series],
+      bands: isRate ? [{ series: [3, 2], fill: "rgba(0,158,115,0.25)" }] : [],
+      cursor: { drag: { x: true, y: false } },
+      hooks: { setScale: [(plot, key) => this.zoomed(plot, key)] },
+    };
+  }
+
+  bounds(low, high) {
+    if (low == null) return [0, 1];
+    if (low >= 0 && !this.range) return [0, (high || 1) * 1.05]; // compared with zero, but when zoomed
+    const room = (high - low || 1) * 0.05;
+    return [low - room, high + room];
+  }
+
+  zoomed(plot, key) {
+    if (key !== "x" || this.isOurs || !plot.data[0].length) return;
+    const steps = plot.data[0], { min, max } = plot.scales.x;
+    this.range = min <= steps[0] && max >= steps[steps.length - 1] ? null : [min, max];
+    Object.assign(this.plot.dataset, { from: min, to: max });
+  }
+
+  press(event) {
+    const steps = this.charts?.get(this.name)?.columns[0];
+    if (!steps) return;
+    const first = steps[0], last = steps[steps.length - 1];
+    const [from, to] = this.range ?? [first, last];
+    const middle = (from + to) / 2, half = (to - from) / 2;
+    const ranges = {
+      "+": [middle - half / 2, middle + half / 2], "=": [middle - half / 2, middle + half / 2],
+      "-": [middle - half * 2, middle + half * 2], "0": [first, last],
+      ArrowLeft: [from - half / 2, to - half / 2], ArrowRight: [from + half / 2, to + half / 2],
+    };
+    const wanted = ranges[event.key];
+    if (!wanted) return;
+    event.preventDefault();
+    event.stopPropagation(); // a notebook has keys of its own
+    const span = Math.min(wanted[1] - wanted[0], last - first);
+    const start = Math.max(first, Math.min(wanted[0], last - span));
+    this.range = span >= last - first ? null : [start, start + span];
+    this.draw();
+  }
+}
+
+function render({ model, el }) {
+  const root = document.createElement("div");
+  root.className = "dtkit-charts";
+  el.append(root);
+  const panels = [new Panel(root, "loss", model), new Panel(root, "samples/s", model)];
+  const take = () => {
+    const charts = unpack(model);
+    for (const panel of panels) panel.take(charts);
+  };
+  model.on("change:data", take);
+  const watch = new ResizeObserver(() => panels.forEach((panel) => panel.charts && panel.draw()));
+  watch.observe(root);
+  take();
+  model.send("drawn");
+  return () => {
+    watch.disconnect();
+    model.off("change:data", take);
+  };
+}
+
+export default { render };
