@@ -58,7 +58,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, owned_pids: set[int]) -> Itera
             *psutil.Process(process.pid).children(recursive=True),
         ]
         process.terminate()
-        process.wait(20)
+        process.wait(60)
         _, alive = psutil.wait_procs(family, timeout=10)
         for left in alive:
             left.kill()

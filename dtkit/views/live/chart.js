@@ -134,7 +134,7 @@ class Panel {
     });
     return {
       width: this.plot.clientWidth || 360, height: PLOT_PX,
-      scales: { x: { time: false }, y: isLog ? { distr: 3 } : { range: (_, low, high) => this.bounds(low, high) } },
+      scales: { x: { time: false }, y: isLog ? { distr: 3 } : { range: (plot, low, high) => this.bounds(plot, low, high) } },
       axes: [{ ...axis, size: 22 }, { ...axis, size: 52, values: (_, ticks) => ticks.map((t) => (t == null ? "" : shown(t))) }],
       series: [{ label: "step", value: (_, value) => (value == null ? "–" : value) }, ...series],
       bands: isRate ? [{ series: [3, 2], fill: "rgba(0,158,115,0.25)" }] : [],
@@ -143,8 +143,13 @@ class Panel {
     };
   }
 
-  bounds(low, high) {
+  bounds(plot, low, high) {
     if (low == null) return [0, 1];
+    // A single spike, such as the first step's, must not flatten all the rest.
+    const [from, to] = plot.series[0].idxs ?? [0, plot.data[0].length - 1];
+    const seen = plot.data.slice(1).flatMap((c) => c.slice(from, to + 1)).filter((v) => v !== null);
+    const most = seen.sort((a, b) => a - b)[Math.floor(seen.length * 0.98)];
+    if (high > 3 * most && most > 0) high = 1.3 * most;
     if (low >= 0 && !this.range) return [0, (high || 1) * 1.05]; // compared with zero, but when zoomed
     const room = (high - low || 1) * 0.05;
     return [low - room, high + room];
