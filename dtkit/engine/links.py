@@ -133,8 +133,13 @@ class Links:
 def _connected(descriptor: int, store_port: int, *, is_store: bool) -> socket.socket | None:
     """Return a duplicate of a connection to the store, or of any other; None if it is not one."""
     try:
-        duplicate = socket.socket(fileno=os.dup(descriptor))
+        copy = os.dup(descriptor)
     except OSError:  # closed meanwhile
+        return None
+    try:
+        duplicate = socket.socket(fileno=copy)
+    except OSError:  # closed, and given to something that is no socket
+        os.close(copy)
         return None
     try:
         peer, own = duplicate.getpeername()[1], duplicate.getsockname()[1]
