@@ -46,11 +46,11 @@ class TimelineThread:
         self._thread = threading.Thread(target=self._run, name="dtkit-trace", daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
-        """Write the trace as it ended, and end the thread."""
+    def close(self) -> int:
+        """Write the trace as it ended, and end the thread; return the number of its events."""
         self._stop.set()
         self._thread.join()
-        self._write()
+        return self._write()
 
     def _run(self) -> None:
         wait_s = _INTERVAL_S
@@ -60,5 +60,5 @@ class TimelineThread:
                 self._write()
             wait_s = max(_INTERVAL_S, (time.monotonic() - begun_s) / _MAX_SHARE)
 
-    def _write(self) -> None:
-        write(read_run(self._run_dir, self._num_steps), self._path)
+    def _write(self) -> int:
+        return write(read_run(self._run_dir, self._num_steps), self._path)

@@ -77,8 +77,12 @@ def _write_timeline(run: Run, file: str) -> None:
         return
 
     def end(ended: Run) -> None:
-        thread.close()
-        ended.note(f"timeline in {target}; %dist_timeline shows where the time went")
+        if thread.close():
+            ended.note(f"timeline in {target}; %dist_timeline shows where the time went")
+        else:
+            ended.note(
+                "no timeline: there is nothing in the run's folder that the ranks wrote of it"
+            )
 
     run.at_end(end)
 
