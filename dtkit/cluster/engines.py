@@ -45,6 +45,8 @@ class Engines(Roster):
     def __init__(self, client: Any, slots: Sequence[Slot]) -> None:
         super().__init__(client, slots)
         self._is_closed = False
+        self._sent: dict[int, Any] = {}
+        """The newest cell's futures, by rank."""
 
     @property
     def is_closed(self) -> bool:
@@ -128,7 +130,9 @@ class Engines(Roster):
         self._check_open()
         self._check_alive(ranks)
         client = self._client
+        self._forget_cell()
         futures: dict[int, Any] = {}
+        self._sent = futures
         execution = Execution(tuple(ranks), futures, self._lost)
         self._wake = wake
 
@@ -138,6 +142,10 @@ class Engines(Roster):
                 wake()
             else:
                 on_message(rank, message)
+            # It joins all text of a cell, anew with every message: hours of tqdm.
+            kept = client.metadata[message["parent_header"]["msg_id"]]
+            kept["stdout"] = kept["stderr"] = ""
+            kept["outputs"].clear()
 
         for rank in ranks:
 
@@ -161,6 +169,13 @@ class Engines(Roster):
             # Only now: before it is sent there is no output to wait for.
             futures[rank].output.add_done_callback(lambda _future: wake())
         return execution
+
+    def _forget_cell(self) -> None:
+        """Let go of what the client keeps of the last cell: of ranks that died, all of it."""
+        client = self._client
+        for future in self._sent.values():
+            for kept in (client._futures, client._output_futures, client.results, client.metadata):  # noqa: SLF001
+                kept.pop(future.msg_id, None)
 
     def control(
         self,

@@ -212,6 +212,19 @@ def test_a_cell_that_exits_ends_and_the_rank_stays(prepared: dtkit.Session, call
     assert_all_is_well(prepared)
 
 
+def test_the_client_keeps_no_text_of_a_cell(prepared: dtkit.Session) -> None:
+    """It would join it all, anew with every message."""
+    client = prepared._engines._client
+    output, requests, steps = prepared.running("for _ in range(50): print(999 * 'x', flush=True)")
+    most = 0
+    for _ in steps:
+        kept = [m for m in list(client.metadata.values()) if isinstance(m, dict)]
+        most = max([most, *(len(m["stdout"] or "") for m in kept)])
+        requests.alarm.wait(0.001)
+    assert len(output.text_of(0)) == 50_000
+    assert most < 10_000
+
+
 def test_a_child_of_a_cell_ends_where_the_cell_does(prepared: dtkit.Session) -> None:
     """It would go on as a second kernel, and `waitpid` wait for ever."""
     cell = """\
