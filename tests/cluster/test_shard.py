@@ -178,12 +178,13 @@ def test_steps_are_accumulated_and_passes_too(rig: Rig) -> None:
 def test_units_compute_in_another_precision_than_they_are_kept_in(rig: Rig) -> None:
     exact = rig.train(cell_for("mlp", LAYOUT), options=RunOptions(max_steps=12))
     seen = """seen = []
-model[0].register_forward_hook(lambda m, i, o: seen.append((o.dtype, m.weight.dtype)))
+model[0].register_forward_pre_hook(lambda m, i: seen.append((i[0].dtype, m.weight.dtype)))
 """
     policy = "param_dtype=torch.bfloat16, reduce_dtype=torch.float32, "
     layout = LAYOUT.replace("min_unit", policy + "min_unit") + "\n" + seen
     run = rig.train(cell_for("mlp", layout), options=RunOptions(max_steps=12))
     assert rig.common("[str(d) for d in seen[0]]") == ["torch.bfloat16"] * 2
+    assert rig.common("str(loss.dtype)") == "torch.float32"
     assert rig.common("[str(p.dtype) for p in model.parameters()]") == ["torch.float32"] * 8
     assert list(run.history["loss"]) == pytest.approx(list(exact.history["loss"]), rel=0.02)
     assert list(run.history["loss"]) != pytest.approx(list(exact.history["loss"]), rel=1e-6)

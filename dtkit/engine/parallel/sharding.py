@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import ref
 
 import torch
@@ -69,9 +69,6 @@ def shard(
         msg = f"dtkit.shard: the model is {known.kind} already"
         raise InvalidInputError(msg)
     mesh = _mesh(group, num_shards)
-    policy = MixedPrecisionPolicy(
-        param_dtype, reduce_dtype, output_dtype=torch.float32 if param_dtype else None
-    )
     if device_here().type == "cpu":
         return_large_blocks()
     renewal = Renewal(model)
@@ -79,7 +76,7 @@ def shard(
     names = [type(unit).__name__ for unit in units]
     randomness.share(group)
     apply = partial(
-        fully_shard, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward
+        _shard_unit, mesh=mesh, dtypes=(param_dtype, reduce_dtype), reshard=reshard_after_forward
     )
     again = _apply_to(model, units, apply, group)
     renewal.renew()
@@ -89,8 +86,18 @@ def shard(
     return model
 
 
+def _shard_unit(
+    unit: nn.Module, *, is_model: bool, mesh: DeviceMesh,
+    dtypes: tuple[torch.dtype | None, torch.dtype | None], reshard: bool,
+) -> None:  # fmt: skip
+    # The model alone returns float32: what is in it goes on from one unit to another as it is.
+    output = torch.float32 if is_model and dtypes[0] else None
+    policy = MixedPrecisionPolicy(*dtypes, output_dtype=output)
+    fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+
+
 def _apply_to(
-    model: nn.Module, units: Sequence[nn.Module], apply: Callable[[nn.Module], Any],
+    model: nn.Module, units: Sequence[nn.Module], apply: Callable[..., None],
     group: dist.ProcessGroup,
 ) -> Callable[[nn.Module], None]:  # fmt: skip
     """Shard each unit of a model; return what does so again in another group."""
@@ -98,11 +105,11 @@ def _apply_to(
     for unit in units:
         materialize(unit, device_here())
         weights.broadcast(_plain(unit), group)
-        apply(unit)
+        apply(unit, is_model=unit is model)
     return partial(_again, apply=apply, units=[paths[id(unit)] for unit in units])
 
 
-def _again(model: nn.Module, *, apply: Callable[[nn.Module], Any], units: Sequence[str]) -> None:
+def _again(model: nn.Module, *, apply: Callable[..., None], units: Sequence[str]) -> None:
     """Shard a model that has its shards still, but no group: in the group that its mesh has now."""
     renewal = Renewal(model)
     shards = dict(model.named_parameters(remove_duplicate=False))

@@ -49,6 +49,13 @@ class Rowwise(RowwiseParallel):
     def __init__(self) -> None:
         super().__init__(input_layouts=Replicate())
 
+    @staticmethod
+    def _prepare_output_fn(
+        layouts: Any, _use_local: Any, _module: nn.Module, outputs: Any, _mesh: DeviceMesh
+    ) -> Any:
+        # Waited for here, where torch's own would return a tensor that waits when it is used.
+        return outputs.redistribute(placements=layouts).to_local()
+
 
 class FusedLinear(nn.Linear):
     """A layer that is several side by side, of each of which a rank has some outputs.
