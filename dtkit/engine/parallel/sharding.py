@@ -120,7 +120,7 @@ def _again(model: nn.Module, *, apply: Callable[..., None], units: Sequence[str]
         made = nn.Parameter(blank, requires_grad=old.requires_grad)
         setattr(model.get_submodule(owner), name, blanks.setdefault(id(old), made))
     for path in units:
-        apply(model.get_submodule(path))
+        apply(model.get_submodule(path), is_model=not path)
     params = {
         id(s): nn.Parameter(s.detach(), requires_grad=s.requires_grad) for s in shards.values()
     }
