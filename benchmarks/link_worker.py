@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 import dtkit.script
 from benchmarks.network import limiting
 from dtkit.compression import Compression
-from dtkit.engine.reduce.compressors import Layout, make_compressor
+from dtkit.engine.reduce.compressors import Layout, make_compressor, rehearse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,9 +90,7 @@ def _cpu_ms_per_mb(method: str, world_size: int) -> float:
     grads, times_s = torch.randn(layout.num_elements), []
     for _ in range(15):
         begun_s = time.process_time()
-        payload = compressor.compress(grads)
-        num = 1 if compressor.is_summed else world_size
-        compressor.average(payload.unsqueeze(0).expand(num, -1), torch.empty_like(grads), ())
+        rehearse(compressor, grads, torch.empty_like(grads))
         times_s.append(time.process_time() - begun_s)
     return 1000 * sorted(times_s)[len(times_s) // 2] / (4 * layout.num_elements / 1e6)
 

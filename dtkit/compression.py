@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dtkit._spec import split_spec
 from dtkit.errors import InvalidInputError
 
-__all__ = ["GATHERED", "METHODS", "Compression"]
+__all__ = ["GATHERED", "METHODS", "WITH_MOMENTUM", "Compression"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,9 @@ METHODS: dict[str, _Argument | None] = {
 GATHERED = ("int8", "int4", "sign", "topk")
 """Methods whose codes cannot be added up on their way: each rank sends its own to every other, so
 that with W ranks they save 2/W of what they save with two."""
+
+WITH_MOMENTUM = ("topk", "sign")
+"""Methods that apply SGD's momentum themselves, before they compress."""
 
 
 @dataclass(frozen=True, slots=True)

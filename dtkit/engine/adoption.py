@@ -84,7 +84,7 @@ class Adoption:
         self._synchronizers: WeakSet[GradSynchronizer] = WeakSet()
         self._counted: WeakSet[torch.nn.Module] = WeakSet()
         self._unused: list[Optimizer] = []
-        self._scale = 1.0
+        self._scale: float | None = None  # of the losses, since something follows it
 
     def equalize(self, optimizers: Iterable[Optimizer]) -> None:
         """Make the weights of models equal that were there before the cell."""
@@ -155,24 +155,21 @@ class Adoption:
 
     def follow_scale(self, scale: Callable[[], float]) -> None:
         """Keep what compression remembers in step with the scale of the losses."""
-        if self._wire.compression.name == "none":
+        if self._wire.memory.is_empty:
             return  # asking a GradScaler waits for the device
-        factor, self._scale = scale() / self._scale, scale()
-        if factor != 1.0:
-            self._wire.memory.rescale(factor)
+        before, self._scale = self._scale, scale()
+        if before not in (None, self._scale):
+            self._wire.memory.rescale(self._scale / before)
 
     def memory(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return what compression has left out so far of an optimizer's gradients, on this rank."""
         entries = self._wire.memory.state(parameters_of(optimizer))
-        return {
-            "method": str(self._wire.compression),
-            "params": entries if any(entries) else [],
-            "scale": self._scale,
-        }
+        params, method = entries if any(entries) else [], self._wire.method_of(optimizer)
+        return {"method": method, "params": params, "scale": self._scale}
 
     def remember(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
         """Go on with what `memory` gave; of another method nothing is taken over."""
-        if state["method"] == str(self._wire.compression):
+        if state["method"] == self._wire.method_of(optimizer):
             self._wire.memory.load(parameters_of(optimizer), state["params"])
             self._scale = state["scale"]
 
@@ -215,6 +212,7 @@ class Adoption:
         entry = self._adopted[optimizer]
         if averages_itself(optimizer):
             self.passes.left_to_horovod()
+            optimizer.take_part_in(self._wire.memory)  # type: ignore[attr-defined]  # it is ours
             self._leave_alone(optimizer, "hvd.DistributedOptimizer combines its gradients")
             return
         params = [p for p in parameters_of(optimizer) if p.is_leaf]

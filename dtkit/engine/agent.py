@@ -49,6 +49,9 @@ class Run(Protocol):
     def waited(self, seconds: float) -> None:
         """Note that the rank has waited so long for others, until now."""
 
+    def sent(self, sent_bytes: float, raw_bytes: float) -> None:
+        """Note what the rank sends to average gradients, and what it would send uncompressed."""
+
 
 class Agent:
     """State of this engine; see the module's docstring."""

@@ -98,21 +98,22 @@ def _patches(sink: Sink) -> list[tuple[Any, str, Callable[[Any], Any]]]:
         (optim.Optimizer, "__init__", lambda f: _init(sink, f)),
         (DataLoader, "__iter__", lambda f: lambda self: sink.iterate(self, f)),
         (DataLoader, "__len__", lambda f: lambda self: sink.num_batches(self, f)),
-        (torch.amp.GradScaler, "scale", _scale),
+        # FSDP's ShardedGradScaler has its own.
+        *((cls, "scale", _scale) for cls in _with_own(torch.amp.GradScaler, "scale")),
         (torch.amp.GradScaler, "step", lambda f: _scaler_step(sink, f)),
         (torch.amp.GradScaler, "unscale_", lambda f: _unscale(sink, f)),
         (torch.amp.GradScaler, "update", lambda f: _update(sink, f)),
         # All clipping functions use this one: so they are caught also by names
         # that an earlier cell has imported.
         (torch.nn.utils.clip_grad, "_group_tensors_by_device_and_dtype", lambda f: _group(sink, f)),
-        *((cls, "step", _schedule(sink)) for cls in _schedulers(LRScheduler)),
+        *((cls, "step", _schedule(sink)) for cls in _with_own(LRScheduler, "step")),
     ]
 
 
-def _schedulers(cls: type[LRScheduler]) -> list[type[LRScheduler]]:
-    """Return a class and those derived from it, as far as they have a `step` of their own."""
-    derived = [found for child in cls.__subclasses__() for found in _schedulers(child)]
-    return [cls, *derived] if "step" in cls.__dict__ else derived
+def _with_own(cls: type[Any], name: str) -> list[type[Any]]:
+    """Return a class and those derived from it, as far as they have their own method `name`."""
+    derived = [found for child in cls.__subclasses__() for found in _with_own(child, name)]
+    return [cls, *derived] if name in cls.__dict__ else derived
 
 
 def _backward(sink: Sink, original: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from dtkit.compression import Compression
 from dtkit.engine.agent import agent
 from dtkit.engine.reduce import Wire
-from dtkit.engine.reduce.compressors import Layout, make_compressor
+from dtkit.engine.reduce.compressors import Layout, make_compressor, rehearse
 from dtkit.engine.reduce.wire import num_reduced_bytes
 
 if TYPE_CHECKING:
@@ -66,9 +66,7 @@ def _cost(name: str, world_size: int, device: torch.device) -> float:
     grads, out = torch.randn(_LARGE, device=device), torch.empty(_LARGE, device=device)
 
     def once() -> None:
-        payload = compressor.compress(grads)
-        num = 1 if compressor.is_summed else world_size
-        compressor.average(payload.unsqueeze(0).expand(num, -1), out, ())
+        rehearse(compressor, grads, out)
         _settle(device)
 
     return _median(once, _NUM) / (4 * _LARGE)

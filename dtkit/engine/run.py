@@ -64,8 +64,7 @@ class ActiveRun:
         self.recipe = Recipe.from_dict(spec["recipe"])
         self.ranks = tuple(map(int, spec["ranks"]))
         self.dir = Path(spec["dir"])
-        self._has_ended = False
-        self._depth = 0
+        self._has_ended, self._depth = False, 0
         self.start_unix_s = float(spec["start_unix_s"])
         self.control = Control()
         self.recorder = Recorder(
@@ -75,6 +74,7 @@ class ActiveRun:
             self.dir / f"rank-{self._group.rank}.jsonl",
             owner.send,
         )
+        self.sent = self.recorder.sent
         self._parts: tuple[Part, ...] = ()
         self.group = subgroup(self._group, self.ranks, spec["dir"])
         self.checkpoints: Checkpoints | None = None

@@ -23,6 +23,7 @@ __all__ = [
     "on_release",
     "recording_links",
     "say_goodbye",
+    "sending",
     "stand_back",
     "waited",
     "waiting_for_all",
@@ -99,6 +100,13 @@ def stand_back(params: Sequence[torch.Tensor]) -> None:
     owner = _agent()
     if owner is not None and owner.run is not None:
         owner.run.stand_back(params, "hvd.DistributedOptimizer combines its gradients")
+
+
+def sending(sent_bytes: float, raw_bytes: float) -> None:
+    """Tell the run that is going on what this rank sends, and would send uncompressed."""
+    owner = _agent()
+    if owner is not None and owner.run is not None:
+        owner.run.sent(sent_bytes, raw_bytes)
 
 
 def waited(seconds: float) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from dtkit.engine.reduce.wire import num_gathered_bytes, num_reduced_bytes
 from dtkit.horovod.adasum import adasum
 from dtkit.horovod.movement import Started, concatenated, split_like
 
@@ -98,6 +99,13 @@ class AllReduce(Started):
                     dist.all_reduce(buffer, _REDUCE[self._op], group=self.group, async_op=True)
                 )
 
+    def num_bytes_sent(self) -> float:
+        """Return what this rank sends."""
+        num_bytes = sum(buffer.nbytes for _, buffer in self._buffers)
+        is_gathered = self._op is Op.ADASUM or "is_gathered" in self.meta
+        count = num_gathered_bytes if is_gathered else num_reduced_bytes
+        return count(num_bytes, self.group.size())
+
     @torch.no_grad()
     def collect(self) -> list[torch.Tensor]:
         """Return the combined tensors."""
@@ -154,7 +162,7 @@ class AllReduce(Started):
 
 
 class Gathered(AllReduce):
-    """Brings one tensor of every rank to all, who add them up themselves: compressed gradients.
+    """Brings every rank's tensors to all, who add them up themselves: compressed gradients.
 
     Zeros, which a rank that has joined contributes, stand for zeros under every method.
     """
@@ -166,16 +174,17 @@ class Gathered(AllReduce):
         self.meta["is_gathered"] = True
 
     def start(self, answer: Message) -> None:
-        """Start the gather."""
+        """Start a gather for each tensor."""
         self.marks = answer["extras"]
         ((_, buffer),) = self._buffers
-        rows = list(buffer.new_empty((self.group.size(), buffer.numel())).unbind())
-        self._gathered.append(rows)
-        self.add(dist.all_gather(rows, buffer, group=self.group, async_op=True))
+        for piece in buffer.split([t.numel() for t in self._tensors]):
+            rows = list(piece.new_empty((self.group.size(), piece.numel())).unbind())
+            self._gathered.append(rows)
+            self.add(dist.all_gather(rows, piece, group=self.group, async_op=True))
 
     def collect(self) -> list[torch.Tensor]:
-        """Return what the ranks sent, a row each."""
-        return [torch.stack(self._gathered[0])]
+        """Return what the ranks sent of each tensor, a row each."""
+        return [torch.stack(rows) for rows in self._gathered]
 
 
 class ReduceScatter(AllReduce):

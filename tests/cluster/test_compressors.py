@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dtkit.compression import GATHERED, METHODS, Compression
-from dtkit.engine.reduce.compressors import Compressor, Layout, make_compressor
+from dtkit.engine.reduce.compressors import Compressor, Layout, base, make_compressor, rehearse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,21 +27,24 @@ class Ranks:
         )
         made = [make_compressor(Compression.parse(spec), layout) for _ in range(num_ranks)]
         self.each: list[Compressor] = [one for one in made if one is not None]
+        if spec == "sign":  # what follows is about one bit, not about its warm-up in eight
+            for compressor in self.each:
+                compressor.load([{"num_passes": 1000}] * len(SHAPES))
 
     def average(
         self, grads: Sequence[torch.Tensor], absent: Sequence[int] = ()
     ) -> tuple[torch.Tensor, int]:
         """Return the average, and the bytes of a payload."""
-        payloads = [c.compress(g) for c, g in zip(self.each, grads, strict=True)]
-        received = torch.stack(payloads)
+        sent = [list(c.compress(g)) for c, g in zip(self.each, grads, strict=True)]
+        received = [torch.stack(pieces) for pieces in zip(*sent, strict=True)]
         if self.each[0].is_summed:
-            received = received.sum(0, keepdim=True)
+            received = [pieces.sum(0, keepdim=True) for pieces in received]
         outs = [torch.empty_like(grads[0]) for _ in self.each]
         for compressor, out in zip(self.each, outs, strict=True):
             compressor.average(received, out, absent)
         for out in outs[1:]:
             assert torch.equal(out.nan_to_num(7.0), outs[0].nan_to_num(7.0))
-        return outs[0], payloads[0].numel() * payloads[0].element_size()
+        return outs[0], sum(piece.nbytes for piece in sent[0])
 
 
 def gradients(num_ranks: int = 3, seed: int = 0) -> list[torch.Tensor]:
@@ -96,8 +99,9 @@ def test_payloads_are_as_small_as_they_should_be(spec: str, ratio: float) -> Non
     layout = Layout((torch.Size([1 << 16]),), torch.float32, torch.device("cpu"), 2)
     compressor = make_compressor(Compression.parse(spec), layout)
     assert compressor is not None
-    payload = compressor.compress(torch.randn(1 << 16))
-    assert 4 * (1 << 16) / (payload.numel() * payload.element_size()) >= ratio
+    compressor.load([{"num_passes": 1000}])
+    (payload,) = compressor.compress(torch.randn(1 << 16))
+    assert 4 * (1 << 16) / payload.nbytes >= ratio
 
 
 def test_topk_sends_less_and_less_until_its_ratio_is_reached() -> None:
@@ -107,6 +111,15 @@ def test_topk_sends_less_and_less_until_its_ratio_is_reached() -> None:
     assert sizes[0] == 8 * round(0.25 * num)
     assert sizes[200:] == [8 * round(0.01 * num)] * 30
     assert sizes[:201] == sorted(sizes[:201], reverse=True)
+
+
+def test_sign_has_eight_bits_at_first() -> None:
+    ranks = Ranks("sign")
+    for compressor in ranks.each:
+        compressor.load([{"num_passes": 198}] * len(SHAPES))
+    sizes = [ranks.average(gradients(seed=i))[1] for i in range(4)]
+    assert sizes[0] == sizes[1] > 7 * sizes[2]
+    assert sizes[2] == sizes[3]
 
 
 def test_topk_of_everything_with_momentum_is_plain_momentum() -> None:
@@ -125,7 +138,7 @@ def test_topk_finds_the_largest_of_many() -> None:
     compressor.load([{"num_passes": 1000}])
     grads = torch.randn(1 << 20)
     out = torch.empty_like(grads)
-    compressor.average(compressor.compress(grads).unsqueeze(0), out, ())
+    rehearse(compressor, grads, out)
     num = round(0.01 * (1 << 20))
     expected = torch.zeros_like(grads)
     places = grads.abs().topk(num).indices
@@ -194,3 +207,17 @@ def test_what_is_remembered_follows_the_scale_of_the_gradients(spec: str) -> Non
 def test_integers_and_none_are_sent_as_they_are() -> None:
     layout = Layout((torch.Size([4]),), torch.float32, torch.device("cpu"), 2)
     assert make_compressor(Compression(), layout) is None
+
+
+@pytest.mark.parametrize("spec", ["int8", "int4", "sign"])
+def test_pieces_make_no_difference(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Ranks(spec)
+    monkeypatch.setattr(base, "SEGMENT", 1024)
+    pieces = Ranks(spec)
+    for seed in range(3):
+        for absent in ((), (0,)):
+            expected, _ = whole.average(gradients(seed=seed), absent)
+            got, _ = pieces.average(gradients(seed=seed), absent)
+            assert torch.equal(got, expected)
+    assert memory(pieces) == memory(whole)
+    assert len(list(pieces.each[0].compress(gradients()[0]))) > 1

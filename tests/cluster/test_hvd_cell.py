@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from dtkit.errors import RankError
@@ -446,3 +447,50 @@ fell = sum(losses[-5:]) / sum(losses[:5])
 def test_a_compression_that_remembers_needs_an_optimizer(rig: Rig) -> None:
     with pytest.raises(RankError, match=r"give it to hvd.DistributedOptimizer"):
         rig.session.execute("hvd.allreduce(torch.ones(3), compression=hvd.Compression.int8)")
+
+
+RESUMED = """
+import dtkit, horovod.torch as hvd
+hvd.init()
+torch.manual_seed(0)
+loader = DataLoader(train_set, batch_size=128, shuffle=True)
+model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+optimizer = hvd.DistributedOptimizer(
+    torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
+    compression=hvd.Compression.METHOD,
+)
+start = dtkit.resume(model=model, optimizer=optimizer)
+for epoch in range(start.epoch, 2):
+    for xb, yb in loader:
+        optimizer.zero_grad()
+        cross_entropy(model(xb[rank::2]), yb[rank::2]).backward()
+        optimizer.step()
+"""
+
+
+@pytest.mark.parametrize("compression", ["int8", "topk(0.05)", "powersgd(4)"])
+def test_what_compression_leaves_out_goes_into_checkpoints(rig: Rig, compression: str) -> None:
+    """A resumed run is the same run; and the bytes of its steps are known."""
+    cell = RESUMED.replace("METHOD", compression)
+    options = RunOptions(checkpoint_every=9, checkpoint_keep=100)
+    whole = rig.session.train(cell, options=options)
+    checkpoint = whole.dir / "checkpoints" / "step-00000009"
+    rest = rig.session.train(cell, options=RunOptions(resume=str(checkpoint)))
+    for column in ("loss", "sent_bytes"):
+        expected = whole.history[column][9:]
+        np.testing.assert_array_equal(rest.history[column], expected)
+        assert len(expected) > 9
+    num = 64 * 64 + 64 + 64 * 10 + 10
+    assert set(whole.history["raw_bytes"]) == {4.0 * num}
+    assert np.all(whole.history["sent_bytes"] < 2.1 * num)
+
+
+def test_what_horovods_own_compression_sends_is_counted(rig: Rig) -> None:
+    num = 64 * 64 + 64 + 64 * 10 + 10
+    for compression, num_bytes in (("none", 4.0), ("fp16", 2.0)):
+        run = rig.session.train(
+            RESUMED.replace("METHOD", compression), options=RunOptions(max_steps=3)
+        )
+        assert set(run.history["sent_bytes"]) == {num_bytes * num}
+        assert set(run.history["raw_bytes"]) == {4.0 * num}

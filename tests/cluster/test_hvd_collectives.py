@@ -126,6 +126,18 @@ opt = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=1.0), proc
 model(torch.full((1, 2), float(me))).sum().backward()
 assert model.weight.grad[0, 0].item() == (1.0 if even.included() else me)
 opt.step()
+for compression in (hvd.Compression.int8, hvd.Compression.topk(0.5), hvd.Compression.powersgd(1)):
+    model = torch.nn.Linear(64, 64)
+    hvd.broadcast_parameters(model.state_dict(), 0)
+    opt = hvd.DistributedOptimizer(
+        torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9),
+        process_set=mine, compression=compression)
+    for step in range(3):
+        opt.zero_grad()
+        model(torch.full((2, 64), float(me + step))).square().mean().backward()
+        opt.step()
+    sums = hvd.allgather(model.weight.detach().double().sum().reshape(1))
+    assert sums[0] == sums[2] and sums[1] == sums[3] and sums[0] != sums[1]
 assert hvd.remove_process_set(even) and hvd.remove_process_set(odd)
 assert not hvd.remove_process_set(hvd.global_process_set)
 raises(ValueError, "not registered", hvd.allreduce, torch.ones(1), process_set=mine)

@@ -117,7 +117,7 @@ class Bucket:
         """Wait for the averages, and put them where the gradients are."""
         absent: list[int] = []
         if self._averaging is not None:
-            presence = self._averaging.wait()
+            presence = self._averaging.flags()
             # Only ranks that lack a gradient look at the flags, so the common case
             # costs no synchronisation with the device.
             absent = [i for i in self._missing if presence[i].item() == 0]

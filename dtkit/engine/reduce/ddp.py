@@ -89,7 +89,7 @@ def _average(state: DdpHook, bucket: Any) -> torch.futures.Future[torch.Tensor]:
     averaging = state.average(flat, bucket.parameters())
 
     def done(_future: Any) -> torch.Tensor:
-        averaging.finish(flat)
+        averaging.finish(flat, has_arrived=True)
         return flat
 
     # On a thread of the backend's: it may compute there, but not communicate.

@@ -27,6 +27,11 @@ class Memory:
     def __init__(self) -> None:
         self._all: WeakSet[Compressors] = WeakSet()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing that compresses."""
+        return not self._all
+
     def add(self, compressors: Compressors) -> None:
         """Note some compressors."""
         self._all.add(compressors)
@@ -65,7 +70,8 @@ class Compressors:
         self._made: dict[tuple[int, ...], Compressor] = {}
         self._memory: dict[int, Entry] = {}
         """Of parameters whose bucket has no compressor now."""
-        wire.memory.add(self)
+        if wire.compression.name != "none":
+            wire.memory.add(self)
 
     def of(self, params: Sequence[torch.Tensor]) -> Compressor | None:
         """Return the compressor of the bucket that holds these; None: it is sent as it is."""

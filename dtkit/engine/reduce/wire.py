@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from dtkit.compression import Compression
+from dtkit.compression import WITH_MOMENTUM, Compression
 from dtkit.engine import weights
 from dtkit.engine.models import BY_DDP
 from dtkit.engine.parallel.norms import own_part
@@ -17,7 +17,7 @@ from dtkit.engine.reduce.momentum import MomentumCorrection
 from dtkit.strategy import Strategy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from dtkit.engine.reduce.buckets import Bucket
     from dtkit.engine.reduce.compressors import Compressor
@@ -68,7 +68,8 @@ class Wire:
         """Called before this rank waits for all others, not to average but to agree."""
         self.spread: Callable[[Sequence[torch.Tensor]], bool] = self._broadcast
         """Called with what all ranks shall have as the first one has it; returns whether all do."""
-        self.momentum = MomentumCorrection() if self.compression.name == "topk" else None
+        is_ours = self.compression.name in WITH_MOMENTUM
+        self.momentum = MomentumCorrection() if is_ours else None
 
     def over(self, group: dist.ProcessGroup) -> Wire:
         """Return the same over other ranks."""
@@ -90,6 +91,10 @@ class Wire:
             )
             raise RuntimeError(msg)
 
+    def method_of(self, optimizer: object) -> str:
+        """Return how an optimizer's gradients are compressed: Horovod's knows it itself."""
+        return str(getattr(optimizer, "dtkit_compression", self.compression))
+
     def layout_of(self, params: Sequence[torch.Tensor]) -> Layout:
         """Return the layout of these parameters' gradients: of one dtype, on one device."""
         first = params[0]
@@ -99,7 +104,7 @@ class Wire:
 
 
 class Averaging:
-    """One collective under way that averages `flat` over the ranks.
+    """Collectives under way that average `flat` over the ranks: one, or one for each piece.
 
     Args:
         wire: the ranks.
@@ -115,48 +120,78 @@ class Averaging:
         flags: torch.Tensor,
         compressor: Compressor | None = None,
     ) -> None:
-        group = wire.group
+        self._wire = wire
         self._num_flags = flags.numel()
         self._compressor = compressor
-        world_size = group.size()
+        self._received: list[torch.Tensor] = []
+        self._works: list[dist.Work] = []
+        self._leaving: list[torch.Tensor] = []
+        world_size = wire.group.size()
         raw_bytes = num_reduced_bytes(_num_bytes(flat), world_size)
         if compressor is None:
             # Before the sum, as DDP does: half precision may not hold the sum.
-            flat.div_(world_size)
-            self._received = flat.unsqueeze(0)
-            sent_bytes = raw_bytes
-            self._work = dist.all_reduce(flat, group=group, async_op=True)
-            wire.on_sent(sent_bytes, raw_bytes)
+            self._reduce(flat.div_(world_size))
+            wire.on_sent(raw_bytes, raw_bytes)
             return
-        payload = compressor.compress(flat[: flat.numel() - self._num_flags])
-        sent = torch.cat([payload, flags.to(payload.dtype)])
-        if compressor.is_summed:
-            self._received = sent.unsqueeze(0)
-            sent_bytes = num_reduced_bytes(_num_bytes(sent), world_size)
-            self._work = dist.all_reduce(sent, group=group, async_op=True)
-        else:
-            self._received = sent.new_empty((world_size, sent.numel()))
-            sent_bytes = num_gathered_bytes(_num_bytes(sent), world_size)
-            self._work = gather(self._received.view(-1), sent, group=group, async_op=True)
-        self._sent = sent  # until it has left
-        wire.on_sent(sent_bytes, raw_bytes)
+        num_bytes = 0
+        for payload in compressor.compress(flat[: flat.numel() - self._num_flags]):
+            is_first = not self._works
+            piece = torch.cat([payload, flags.to(payload.dtype)]) if is_first else payload
+            num_bytes += _num_bytes(piece)
+            (self._reduce if compressor.is_summed else self._gather)(piece)
+        count = num_reduced_bytes if compressor.is_summed else num_gathered_bytes
+        wire.on_sent(count(num_bytes, world_size), raw_bytes)
 
     def future(self) -> torch.futures.Future[Any]:
-        """Return torch's future of the collective."""
-        future: torch.futures.Future[Any] = self._work.get_future()
-        return future
+        """Return torch's future of the collectives."""
+        futures = [work.get_future() for work in self._works]
+        return futures[0] if len(futures) == 1 else torch.futures.collect_all(futures)
 
-    def wait(self) -> torch.Tensor:
-        """Wait until it is done; returns the flags."""
-        self._work.wait()
-        num_values = self._received.shape[1] - self._num_flags
-        return self._received[:, num_values:].sum(0)
+    def wait(self) -> None:
+        """Wait until all of it has arrived."""
+        for work in self._works:
+            work.wait()
 
-    def finish(self, out: torch.Tensor, absent: Sequence[int] = ()) -> None:
-        """Write the averages to `out`; see `Compressor.average`."""
+    def flags(self) -> torch.Tensor:
+        """Wait for the flags, which come first, and return them."""
+        self._works[0].wait()
+        first = self._received[0]
+        return first[:, first.shape[1] - self._num_flags :].sum(0)
+
+    def finish(
+        self, out: torch.Tensor, absent: Sequence[int] = (), *, has_arrived: bool = False
+    ) -> None:
+        """Write the averages to `out`; see `Compressor.average`.
+
+        Args:
+            out: the numbers without the flags.
+            absent: parameters for which no rank had a gradient.
+            has_arrived: whether to wait for nothing: a callback of `future` must not.
+        """
         if self._compressor is not None:
-            num_values = self._received.shape[1] - self._num_flags
-            self._compressor.average(self._received[:, :num_values], out, absent)
+            self._compressor.average(self._arriving(has_arrived=has_arrived), out, absent)
+        elif not has_arrived:
+            self.wait()
+
+    def _arriving(self, *, has_arrived: bool) -> Iterator[torch.Tensor]:
+        """Yield the pieces, each once it is there: it is read while the next ones arrive."""
+        num_flags = self._num_flags
+        for work, received in zip(self._works, self._received, strict=True):
+            if not has_arrived:
+                work.wait()
+            yield received[:, : received.shape[1] - num_flags]
+            num_flags = 0
+
+    def _reduce(self, tensor: torch.Tensor) -> None:
+        self._works.append(dist.all_reduce(tensor, group=self._wire.group, async_op=True))
+        self._received.append(tensor.unsqueeze(0))
+
+    def _gather(self, tensor: torch.Tensor) -> None:
+        group = self._wire.group
+        received = tensor.new_empty((group.size(), tensor.numel()))
+        self._works.append(gather(received.view(-1), tensor, group=group, async_op=True))
+        self._received.append(received)
+        self._leaving.append(tensor)  # kept until it has left
 
 
 def num_reduced_bytes(num_bytes: float, world_size: int) -> float:

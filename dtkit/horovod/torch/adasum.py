@@ -31,6 +31,9 @@ class DeltaMixin:
         self._how = how
         self.backward_passes_per_step = passes
 
+    def take_part_in(self, memory: object) -> None:
+        """Do nothing: nothing is remembered from step to step."""
+
     def synchronize(self) -> None:
         """Do nothing: there is nothing to wait for before the step."""
 

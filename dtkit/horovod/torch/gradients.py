@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dtkit.engine.reduce.wire import num_gathered_bytes, num_reduced_bytes
 from dtkit.horovod.context import Context, current
-from dtkit.horovod.engine import waited
+from dtkit.horovod.engine import sending, waited
 from dtkit.horovod.reduction import AllReduce, Op
 from dtkit.horovod.sets import number_of
 from dtkit.horovod.torch.compressed import Compressed
@@ -30,6 +31,7 @@ from dtkit.horovod.torch.slots import Bucket, Slot, dense, zero
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from dtkit.engine.reduce.memory import Memory
     from dtkit.horovod.sets import ProcessSet
     from dtkit.horovod.torch.compression import Compressor
 
@@ -92,6 +94,12 @@ class Gradients:
     def is_begun(self) -> bool:
         """Whether there are gradients that are not reduced yet."""
         return any(s.num_left < self._num_passes and not s.is_done for s in self._slots())
+
+    def take_part_in(self, memory: Memory) -> None:
+        """Let a run's memory hold what compression leaves out."""
+        if self.compressed is not None:
+            group = current().group_of(number_of(self._how.process_set))
+            self.compressed.take_part_in(memory, group)
 
     def reset(self, num_passes: int | None = None) -> None:
         """Begin a new step."""
@@ -175,6 +183,7 @@ class Gradients:
             bucket.sent = AllReduce(tensors, how.op, group, scales=how.scales, mark=mark)
         else:
             bucket.sent = self.compressed.start(bucket.params(), tensors, group, mark)
+        sending(bucket.sent.num_bytes_sent(), num_reduced_bytes(bucket.num_bytes, group.size()))
         name = f"gradients.{self._own_number(context, number)}.{bucket.number}"
         bucket.handle = context.submit(number, "allreduce", name, bucket.sent)
 
@@ -204,7 +213,7 @@ class Gradients:
     ) -> dict[int, torch.Tensor]:
         if self.compressed is not None:
             absent = [i for i, s in enumerate(bucket.slots) if s.is_done or i not in ready]
-            averages = self.compressed.finish(bucket.params(), results[0], sent.group, absent)
+            averages = self.compressed.finish(bucket.params(), results, sent.group, absent)
             factor = sent.group.size() if self._how.op is Op.SUM else 1
             return {id(s): factor * a for s, a in zip(bucket.slots, averages, strict=True)}
         return {
@@ -218,6 +227,10 @@ class Gradients:
         if slot.is_sparse:
             mine = param.grad if param.grad is not None else torch.zeros_like(param)
             mine = mine if mine.is_sparse else mine.to_sparse(1)
+            num_bytes = mine._indices().nbytes + mine._values().nbytes  # noqa: SLF001
+            group = current().group_of(number_of(self._how.process_set))
+            gathered = num_gathered_bytes(num_bytes, group.size())
+            sending(gathered, gathered)
             param.grad = sparse_allreduce_async(
                 mine, f"gradient.{slot.name}", self._how.op, self._how.process_set
             )()

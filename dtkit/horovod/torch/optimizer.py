@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from torch.optim import Optimizer
 
+    from dtkit.engine.reduce.memory import Memory
+
 __all__ = ["DistributedOptimizer"]
 
 Named = list[tuple[str, torch.Tensor]]
@@ -41,6 +43,7 @@ class DistributedMixin:
 
     _dtkit_distributed = True
     param_groups: list[dict[str, Any]]
+    _gradients: Gradients | None = None
     _should_synchronize = True
     _is_synchronized = False
 
@@ -53,6 +56,17 @@ class DistributedMixin:
         self._momentum = None if compressed is None else compressed.momentum
         if self._momentum is not None:
             self._momentum.made(self)  # type: ignore[arg-type]  # the user's class is an Optimizer
+
+    @property
+    def dtkit_compression(self) -> str:
+        """The method that remembers what it left out; checkpoints hold that."""
+        compressed = None if self._gradients is None else self._gradients.compressed
+        return "none" if compressed is None else str(compressed.method)
+
+    def take_part_in(self, memory: Memory) -> None:
+        """Let a run's checkpoints hold what compression leaves out here."""
+        if self._gradients is not None:
+            self._gradients.take_part_in(memory)
 
     def synchronize(self) -> None:
         """Wait until the gradients are combined, also those of unused parameters.
@@ -87,7 +101,7 @@ class DistributedMixin:
         """Combine what is not combined yet, and let the optimizer step."""
         __tracebackhide__ = True
         if self._momentum is not None and closure is not None:
-            msg = "hvd.Compression.topk applies the momentum itself: step() without a closure"
+            msg = f"{self.dtkit_compression} applies the momentum itself: step() without a closure"
             raise NotImplementedError(msg)
         if self._should_synchronize and closure is None:
             if self._is_synchronized:

@@ -50,6 +50,7 @@ class Bucket:
 
     def __init__(self, number: int, slots: Sequence[Slot]) -> None:
         self.number = number
+        self.num_bytes = sum(slot.param.nbytes for slot in slots)
         self.slots = list(slots)
         self.handle: Handle | None = None
         self.sent: AllReduce | None = None

@@ -5,14 +5,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from dtkit.engine.reduce.compressors.base import IN_GRADIENT_UNITS, Compressor, Layout
+from dtkit.engine.reduce.compressors.base import IN_GRADIENT_UNITS, Compressor, Layout, rehearse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dtkit.compression import Compression
 
-__all__ = ["IN_GRADIENT_UNITS", "Compressor", "Layout", "make_compressor"]
+__all__ = ["IN_GRADIENT_UNITS", "Compressor", "Layout", "make_compressor", "rehearse"]
 
 
 def make_compressor(compression: Compression, layout: Layout) -> Compressor | None:

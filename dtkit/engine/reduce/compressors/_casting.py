@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from dtkit.engine.reduce.compressors.base import Compressor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     import torch
 
@@ -20,12 +20,15 @@ class Casting(Compressor):
     is_summed = True
     wire_dtype: ClassVar[torch.dtype]
 
-    def compress(self, grads: torch.Tensor) -> torch.Tensor:
-        """Return the gradients in the narrower type."""
+    def compress(self, grads: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield the gradients in the narrower type."""
         # Divided first: the type may not hold the sum.
-        return grads.div(self.layout.world_size).to(self.wire_dtype)
+        yield grads.div(self.layout.world_size).to(self.wire_dtype)
 
-    def average(self, payloads: torch.Tensor, out: torch.Tensor, absent: Sequence[int]) -> None:
+    def average(
+        self, payloads: Iterable[torch.Tensor], out: torch.Tensor, absent: Sequence[int]
+    ) -> None:
         """Widen the sum."""
         del absent  # nothing is remembered
-        out.copy_(payloads[0])
+        (payload,) = payloads
+        out.copy_(payload[0])

@@ -18,6 +18,7 @@ class Quantizing(Feedback):
     A number that is not finite makes the scale not finite, and so its whole chunk.
     """
 
+    is_segmented = True
     num_bits: ClassVar[int]
     chunk: ClassVar[int]
 
@@ -25,15 +26,17 @@ class Quantizing(Feedback):
         """Return scales and levels."""
         chunks = values.view(-1, self.chunk)
         scales = largest(chunks).div_(self._top)
-        # A chunk of zeros: 0 / tiny is 0.
-        levels = chunks.div(scales.clamp_min(torch.finfo(scales.dtype).tiny).unsqueeze(1))
-        return joined(scales, self._codes(levels.round_().nan_to_num_(0.0)))
+        # A chunk of zeros: 0 times whatever is finite is 0.
+        factors = scales.clamp_min(torch.finfo(scales.dtype).tiny).reciprocal_()
+        levels = chunks.mul(factors.unsqueeze(1)).round_().nan_to_num_(0.0)
+        chunks.addcmul_(levels, scales.unsqueeze(1), value=-1.0)
+        return joined(scales, self._codes(levels))
 
     def add(self, payload: torch.Tensor, total: torch.Tensor, factor: float) -> None:
         """Add levels times scales."""
         chunks = total.view(-1, self.chunk)
         scales, codes = scales_of(payload, len(chunks))
-        chunks.add_(self._levels(codes).view(-1, self.chunk).mul(scales), alpha=factor)
+        chunks.add_(self._levels(codes).view(-1, self.chunk) * scales, alpha=factor)
 
     @property
     def _top(self) -> int:

@@ -51,7 +51,9 @@ class Method(Feedback):
         """Return what is sent as it is, and the factors of this pass."""
         parts = [values[self._slices[i]] for i in self._whole]
         parts += [(self._matrix(values, i) @ basis).view(-1) for i, basis in self._bases.items()]
-        return torch.cat(parts)
+        payload = torch.cat(parts)
+        self.add(payload, values, -1.0)
+        return payload
 
     def add(self, payload: torch.Tensor, total: torch.Tensor, factor: float) -> None:
         """Add the products of factors and bases."""

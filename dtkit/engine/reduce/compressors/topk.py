@@ -1,57 +1,33 @@
 """The largest numbers only, with their places: 1 % of them is a fiftieth of the bytes.
 
-source: Lin et al., Deep Gradient Compression, ICLR 2018: momentum correction and
-warm-up. Two parts of it are left out. Local gradients are not clipped: the cell
-clips the average. Momentum is not masked where it was sent: then a ratio of 1 is
-plain momentum, and ratios that are not tiny keep theirs.
+source: Lin et al., Deep Gradient Compression, ICLR 2018; see `_momentum`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from dtkit.engine.reduce.compressors.base import Feedback, Layout
+from dtkit.engine.reduce.compressors._momentum import WithMomentum
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from dtkit.engine.reduce.compressors.base import Layout
 
-__all__ = ["WARMUP_PASSES", "Method"]
+__all__ = ["Method"]
 
-WARMUP_PASSES = 200
-"""In the first passes more is sent, from a quarter down to the ratio, geometrically. The paper
-warms up for four epochs; how long an epoch is, is not known here."""
 _FIRST_RATIO = 0.25
+"""In the first pass; from there it goes down geometrically."""
 _SAMPLE = 1 << 16
 """Elements that the threshold is estimated from."""
 
 
-class Method(Feedback):
-    """Sends the largest `ratio` of the numbers; the others wait and grow.
-
-    With an optimizer that has momentum, what is accumulated is not the gradient
-    but the gradient with its momentum; the optimizer then steps without.
-    """
+class Method(WithMomentum):
+    """Sends the largest `ratio` of the numbers; the others wait and grow."""
 
     def __init__(self, layout: Layout, ratio: float) -> None:
         super().__init__(layout)
         self._ratio = ratio
-        self._num_passes = 0
-        self._velocity: torch.Tensor | None = None
-        self._next_velocity: torch.Tensor | None = None
-
-    def compress(self, grads: torch.Tensor) -> torch.Tensor:
-        """Encode what has accumulated."""
-        momentum = self.layout.momentum()
-        if momentum == 0.0:
-            self._next_velocity = None
-            return super().compress(grads)
-        if self._velocity is None:
-            self._velocity = torch.zeros(self.layout.num_elements, device=self.layout.device)
-        velocity = self._velocity.mul(momentum).add_(grads)
-        self._next_velocity = velocity
-        return super().compress(velocity)
 
     def encode(self, values: torch.Tensor) -> torch.Tensor:
         """Return places (int32) and numbers (float32) of the largest, as bytes."""
@@ -59,6 +35,7 @@ class Method(Feedback):
         values = values[:num]
         places = _largest(values.abs(), max(1, round(self._current_ratio() * num)))
         chosen = values[places]
+        values[places] = 0.0
         return torch.cat([places.to(torch.int32).view(torch.uint8), chosen.view(torch.uint8)])
 
     def add(self, payload: torch.Tensor, total: torch.Tensor, factor: float) -> None:
@@ -66,48 +43,9 @@ class Method(Feedback):
         places, chosen = _parts(payload)
         total[places] += factor * chosen
 
-    def settle(self, is_finite: torch.Tensor, absent: Sequence[int]) -> None:
-        """Remember what waits, and its velocity."""
-        super().settle(is_finite, absent)
-        self._num_passes += 1
-        old, new = self._velocity, self._next_velocity
-        if old is None or new is None:
-            return
-        slices = list(self.layout.slices())
-        for i in absent:
-            new[slices[i]] = old[slices[i]]
-        self._velocity = torch.where(is_finite, new, old)
-
-    def rescale(self, factor: float) -> None:
-        """Keep what has accumulated in the gradients' units."""
-        super().rescale(factor)
-        if self._velocity is not None:
-            self._velocity.mul_(factor)
-
-    def state(self) -> list[dict[str, Any]]:
-        """Return residual, velocity and the passes so far."""
-        entries = super().state()
-        for part, entry in zip(self.layout.slices(), entries, strict=True):
-            entry["num_passes"] = self._num_passes
-            if self._velocity is not None:
-                entry["velocity"] = self._velocity[part].clone()
-        return entries
-
-    def load(self, state: Sequence[dict[str, Any]]) -> None:
-        """Take them over."""
-        super().load(state)
-        self._num_passes = max((entry.get("num_passes", 0) for entry in state), default=0)
-        for part, entry in zip(self.layout.slices(), state, strict=True):
-            if "velocity" in entry:
-                if self._velocity is None:
-                    num = self.layout.num_elements
-                    self._velocity = torch.zeros(num, device=self.layout.device)
-                self._velocity[part] = entry["velocity"].to(self.layout.device)
-
     def _current_ratio(self) -> float:
-        progress = min(1.0, self._num_passes / WARMUP_PASSES)
         first = max(_FIRST_RATIO, self._ratio)
-        return float(first * (self._ratio / first) ** progress)
+        return float(first * (self._ratio / first) ** self._progress)
 
 
 def _parts(payload: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
