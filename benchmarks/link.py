@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.network import Network, why_no_network
 from benchmarks.processes import BenchmarkError, environment
 from benchmarks.result import Result, Settings, Spread, number
+from testbed.network import Network, why_no_network
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -19,9 +19,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import dtkit.script
-from benchmarks.network import limiting
 from dtkit.compression import Compression
 from dtkit.engine.reduce.compressors import Layout, make_compressor, rehearse
+from testbed.network import limiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,16 @@ from dtkit.errors import InvalidInputError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["DEFAULT_LEASE", "Lease", "Orphan", "RankPlace", "RankStatus", "RunFacts"]
+__all__ = [
+    "DEFAULT_LEASE",
+    "HostCheck",
+    "HostLink",
+    "Lease",
+    "Orphan",
+    "RankPlace",
+    "RankStatus",
+    "RunFacts",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +63,42 @@ class RankPlace:
     sequence: int | None = None
     group: str = ""
     seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostLink:
+    """The way from one host to another.
+
+    Attributes:
+        source: who connected.
+        target: to whom.
+        address: of the target, on the interface that ranks use.
+        latency_ms: median of a few round trips over TCP; None: it was not reached.
+        mbit_per_s: over one connection, in one direction; None: not measured.
+        error: why it was not reached.
+    """
+
+    source: str
+    target: str
+    address: str
+    latency_ms: float | None = None
+    mbit_per_s: float | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostCheck:
+    """What a look at hosts has found before they get engines.
+
+    Attributes:
+        problems: why they cannot train together, each with its fix.
+        warnings: what is better mended, each with its fix.
+        links: how well they reach each other.
+    """
+
+    problems: tuple[str, ...]
+    warnings: tuple[str, ...]
+    links: tuple[HostLink, ...]
 
 
 @dataclass(frozen=True, slots=True)

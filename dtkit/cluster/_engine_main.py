@@ -6,6 +6,7 @@ a thread does it while the main thread connects and registers.
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import importlib
 import json
@@ -17,6 +18,8 @@ import time
 
 _FILE_TIMEOUT_S = 10.0
 _FILE_POLL_S = 0.005
+_PR_SET_PDEATHSIG = 1
+"""Source: prctl(2)."""
 
 
 class _NoShellThread:
@@ -76,8 +79,18 @@ def _engine_class() -> type:
     return Engine
 
 
+def _end_with_parent() -> None:
+    """Let the system end this engine with the agent that started it, however that ends."""
+    parent = os.environ.get("DTKIT_PARENT")
+    if parent:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != int(parent):  # it has ended before this was arranged
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 def main() -> None:
     """Run the engine until it is told to stop."""
+    _end_with_parent()
     # A crash leaves its stack in the log: ipykernel takes descriptor 2 away later.
     faulthandler.enable(os.dup(2))
     # On a full disk each line of the log would be a traceback in the cell's output.

@@ -47,6 +47,10 @@ class HostCluster:
     on_breakdown: Callable[[], None]
     """Called, on a thread of its own, when the engines cannot be reached any more."""
 
+    guardian_module = "dtkit.guard"
+    warnings: tuple[str, ...] = ()
+    """What was found at the start that is better mended, each with its fix."""
+
     def __init__(self, record: SessionRecord, preload: Sequence[str] = ()) -> None:
         self.on_breakdown = self.stop
         self.record = record
@@ -119,6 +123,9 @@ class HostCluster:
             time.sleep(POLL_S)
         self.remember(self.starter.pids())
         self.engines.note_return(ranks)
+
+    def bring_files(self, folder: Path) -> None:
+        """Bring what ranks on other hosts have written of a run; here there are none."""
 
     def leave(self) -> None:
         """Disconnect; the session lives on for its lease."""
@@ -230,7 +237,7 @@ class HostCluster:
         try:
             pid = os.posix_spawn(
                 sys.executable,
-                [sys.executable, "-m", "dtkit.guard", str(self.dir)],
+                [sys.executable, "-m", self.guardian_module, str(self.dir)],
                 dict(os.environ),
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, nothing, 0),

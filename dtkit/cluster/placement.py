@@ -31,6 +31,8 @@ class Slot:
         gpu: physical index of the rank's GPU on its host, None for the CPU.
         num_threads: intra-op threads the rank may use.
         shares_gpu: whether another rank uses the same GPU.
+        host: as the user calls it; empty for the host of the driver.
+        agent: number of the agent that starts the engine there.
     """
 
     rank: int
@@ -39,6 +41,8 @@ class Slot:
     gpu: str | None
     num_threads: int
     shares_gpu: bool = False
+    host: str = ""
+    agent: int = 0
 
     @property
     def device(self) -> str:

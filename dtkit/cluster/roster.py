@@ -28,12 +28,21 @@ class Roster:
 
     def __init__(self, client: Any, slots: Sequence[Slot]) -> None:
         self._client = client
+        self.host_of = {slot.rank: slot.host for slot in slots}
+        """What the user calls each rank's host; empty for that of the driver."""
         self._engine_of = {slot.rank: slot.engine for slot in slots}
         self._rank_of = {slot.engine: slot.rank for slot in slots}
         self._lost: dict[int, str] = {}
         self._broken = ""
         self._wake: Callable[[], None] = lambda: None
+        self.on_left: Callable[[int], None] = self._note_left
+        """Called on the client's own thread with a rank whose engine has left the controller."""
         client._registration_callbacks.append(self._on_registration)  # noqa: SLF001  no public way
+
+    @property
+    def client(self) -> Any:
+        """The connection, for others that are reached over the same controller."""
+        return self._client
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -100,7 +109,7 @@ class Roster:
         if event["event"] == "unregister":
             rank = self._rank_of.get(int(event["id"]))
             if rank is not None:
-                self._note_left(rank)
+                self.on_left(rank)
 
     def _note_left(self, rank: int) -> None:
         if rank not in self._lost:

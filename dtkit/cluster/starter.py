@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from dtkit.cluster.placement import Slot
 
-__all__ = ["Starter"]
+__all__ = ["Starter", "quiet_logger", "slot_env"]
 
 _CONTROLLER_ARGS = [
     # Engines are registered only after two heartbeats: 3 s each by default.
@@ -54,7 +54,6 @@ class Starter:
             profile_dir=str(folder),
             cluster_id="",
             delay=0.0,
-            controller_args=list(_CONTROLLER_ARGS),
             engine_launcher_class=EngineSet,
             controller_launcher_class=Controller,
             # Engines wait for the controller's file themselves, so that torch is
@@ -63,10 +62,10 @@ class Starter:
             load_profile=False,
             shutdown_atexit=False,  # the session does it
             parent=None,
-            log=_quiet_logger(),
+            log=quiet_logger(),
         )
         self._cluster.slot_env = tuple(
-            {**_slot_env(slot, preload), "DTKIT_SESSION_DIR": str(folder)} for slot in slots
+            {**slot_env(slot, preload), "DTKIT_SESSION_DIR": str(folder)} for slot in slots
         )
         self._cluster.on_engine_exit = on_engine_exit
         self._cluster.on_controller_exit = on_controller_exit
@@ -76,8 +75,14 @@ class Starter:
         ProfileDir.create_profile_dir(self._cluster.profile_dir)
         self._cluster.start_engines_sync()
 
-    def start_controller(self) -> None:
-        """Start the controller."""
+    def start_controller(self, options: Sequence[str] = ()) -> None:
+        """Start the controller.
+
+        Args:
+            options: further ones, of ipyparallel's.
+        """
+        self._cluster.controller_args = [*_CONTROLLER_ARGS, *options]
+        ProfileDir.create_profile_dir(self._cluster.profile_dir)
         self._cluster.start_controller_sync()
 
     def connect(self) -> Any:
@@ -121,13 +126,24 @@ class Starter:
         return [*controller, *map(self.pid_of, engines)]
 
 
-def _slot_env(slot: Slot, preload: Sequence[str]) -> dict[str, str]:
+def slot_env(
+    slot: Slot, preload: Sequence[str], interface: str = "lo", address: str = "127.0.0.1"
+) -> dict[str, str]:
+    """Return the environment of a rank's engine.
+
+    Args:
+        slot: the rank's place.
+        preload: modules that the engine imports while it starts.
+        interface: of its host, through which ranks reach each other.
+        address: the host's, there; all that the rank opens for others listens on it.
+    """
     env = {
         "DTKIT_PRELOAD": ",".join(preload),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(slot.num_threads)),
         # Gloo binds to the host name's interface otherwise.
-        "GLOO_SOCKET_IFNAME": "lo",
-        "NCCL_SOCKET_IFNAME": "lo",
+        "GLOO_SOCKET_IFNAME": interface,
+        "NCCL_SOCKET_IFNAME": interface,
+        "DTKIT_ADDRESS": address,
         # A failed NCCL collective must end in an exception, not in the engine's end.
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
         # Collectives that torch remembers: all 2000 of its default take 30 ms to read.
@@ -138,8 +154,8 @@ def _slot_env(slot: Slot, preload: Sequence[str]) -> dict[str, str]:
     return env
 
 
-def _quiet_logger() -> logging.Logger:
-    # ipyparallel would print its progress into the user's cell.
+def quiet_logger() -> logging.Logger:
+    """Return where ipyparallel reports to: it would print its progress into the user's cell."""
     log = logging.getLogger("dtkit.cluster")
     log.addHandler(logging.NullHandler())
     log.propagate = False

@@ -69,6 +69,7 @@ class CellVerbs(SessionCore):
             name=name,
             environment=self.environment(),
         )
+        run.at_end(lambda ended: self._cluster.bring_files(ended.dir))
         run.at_end(lambda ended: advise(ended, lambda: self._probe(chosen)))
         Registry.run = run
         return run, self._conductor.train(run)

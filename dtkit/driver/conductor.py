@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dtkit.driver.failures import freed_text, survived_text
+from dtkit.driver.failures import freed_text, missing_module_hint, survived_text
 from dtkit.driver.memory import memory_line, ran_out_of_memory
 from dtkit.driver.stall import StallWatch
 from dtkit.driver.supervisor import Supervisor
@@ -158,6 +158,8 @@ class Conductor:
         if error is not None and ran_out_of_memory(error):
             parts = (epilogue, memory_line(self._engines))
             error = supervisor.error("\n".join(filter(None, parts)))
+        elif error is not None and (hint := missing_module_hint(error, self._engines.host_of)):
+            error = supervisor.error("\n".join(filter(None, (epilogue, hint))))
         return error
 
     def _recover(self, supervisor: Supervisor, *, auto_restart: bool = False) -> str:

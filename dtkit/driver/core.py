@@ -5,20 +5,14 @@ from __future__ import annotations
 import atexit
 import threading
 import time
-from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from dtkit._text import OVER
-from dtkit.cluster import (
-    AttachedCluster,
-    HostCluster,
-    LocalCluster,
-    Slot,
-    choose_backend,
-    place_local,
-)
+from dtkit.cluster import HostCluster, Slot, Wish
+from dtkit.driver.clusters import attached_cluster, new_cluster
 from dtkit.driver.conductor import Conductor
 from dtkit.driver.orphans import choose_orphan
 from dtkit.driver.procgroup import ProcessGroup
@@ -29,6 +23,7 @@ from dtkit.driver.runs.companions import accompany
 from dtkit.driver.runs.followed import FollowedExecution
 from dtkit.errors import ClosedError, ClusterDiedError, DtkitError
 from dtkit.guard.record import RankRun, SessionRecord
+from dtkit.launch import LOCAL, Launch
 from dtkit.values import DEFAULT_LEASE, Lease
 
 if TYPE_CHECKING:
@@ -39,8 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SessionCore"]
 
-_PRELOAD = ("torch", "torch.distributed", "torch.utils.data", "dtkit.engine.run")
-"""Loaded by the engines while they start."""
 _LOAD_WHEN_IDLE = (
     "sympy",
     "torch.fx.experimental.symbolic_shapes",
@@ -59,6 +52,7 @@ class SessionCore:
         backend: gloo or nccl.
         facts: what each rank said of itself when it joined, by rank.
         start_s: how long the start took, in seconds.
+        warnings: what was found at the start that is better mended, each with its fix.
     """
 
     def __init__(self, cluster: HostCluster) -> None:
@@ -69,6 +63,7 @@ class SessionCore:
         self.runs_dir = Path(cluster.record.runs_dir)
         self.facts: dict[int, dict[str, Any]] = {}
         self.start_s = 0.0
+        self.warnings = cluster.warnings
         self._group = ProcessGroup(self._engines, self.slots, backend)
         self._repair = Repair(self._engines, self._group, cluster.replace, self.facts)
         self._conductor = Conductor(self._engines, self._group, self._repair)
@@ -79,10 +74,11 @@ class SessionCore:
         self._boards: Boards | None = None
 
     @classmethod
-    def start(
+    def start(  # noqa: PLR0913  as many as %dist_init has options
         cls,
         num_ranks: int | None = None,
         *,
+        launch: Launch = LOCAL,
         devices: str | None = None,
         backend: str = "auto",
         oversubscribe: bool = False,
@@ -95,6 +91,8 @@ class SessionCore:
 
         Args:
             num_ranks: how many; None means one per GPU, or per core up to 4 without one.
+                Over several hosts, `launch` says how many on which.
+            launch: on which hosts, and through what engines are started there.
             devices: `cpu`, or GPU indices such as `0,1`.
             backend: auto, gloo or nccl. auto takes nccl where each rank has a GPU of its own.
             oversubscribe: let ranks share a GPU.
@@ -112,13 +110,12 @@ class SessionCore:
             msg = f"{Registry.session} is open; %dist_shutdown ends it"
             raise DtkitError(msg)
         begun_s = time.monotonic()
-        slots = place_local(num_ranks, devices, oversubscribe=oversubscribe)
-        backend = choose_backend(backend, slots)
-        record = SessionRecord.new(
-            tuple(map(asdict, slots)), backend, str(Path(runs_dir).resolve()),
+        new_record = partial(
+            SessionRecord.new, runs_dir=str(Path(runs_dir).resolve()),
             lease_s=lease.seconds, is_strict=lease.is_strict,
         )  # fmt: skip
-        session = cls(LocalCluster(record, preload=_PRELOAD, on_stage=on_stage))
+        wish = Wish(num_ranks, devices, backend, oversubscribe=oversubscribe)
+        session = cls(new_cluster(new_record, launch, wish, on_stage))
         try:
             on_stage("importing torch and joining the process group")
             session._group.is_debug = is_debug
@@ -138,7 +135,7 @@ class SessionCore:
             msg = f"{Registry.session} is open; %dist_shutdown ends it"
             raise DtkitError(msg)
         begun_s = time.monotonic()
-        cluster = AttachedCluster(choose_orphan(session_id).dir, _PRELOAD)
+        cluster = attached_cluster(choose_orphan(session_id))
         session = cls(cluster)
         try:
             session.facts.update(session._group.take_over())
@@ -198,7 +195,9 @@ class SessionCore:
     def __str__(self) -> str:
         device = "CPU" if self.slots[0].gpu is None else "GPU"
         noun = "rank" if self.world_size == 1 else "ranks"
-        return f"{self.world_size} {noun} on {device} over {self.backend}"
+        hosts = len({slot.host for slot in self.slots})
+        where = f"{device} of {hosts} hosts" if hosts > 1 else device
+        return f"{self.world_size} {noun} on {where} over {self.backend}"
 
     def __repr__(self) -> str:
         return f"<Session: {self}{', closed' if self._is_closed else ''}>"
@@ -218,7 +217,9 @@ class SessionCore:
             run.note(note)
         run.write()  # who drives it now
         accompany(run)
-        return run, self._conductor.follow(run, FollowedExecution(run, self._engines))
+        return run, self._conductor.follow(
+            run, FollowedExecution(run, self._engines, self._cluster.bring_files)
+        )
 
     def _open(self) -> None:
         Registry.session, Registry.obituary = self, ""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtkit._ranks import format_ranks
-from dtkit.errors import RankFailure
+from dtkit.errors import RankError, RankFailure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from dtkit.cluster import Reply
 
-__all__ = ["failure_of", "freed_text", "own_frames", "survived_text"]
+__all__ = ["failure_of", "freed_text", "missing_module_hint", "own_frames", "survived_text"]
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _CELL_LINE = re.compile(r"Cell[^\n]*?In\[\d+\][^\n]*?line (\d+)")
@@ -29,6 +30,7 @@ _ECHO_TYPES = (
     "DistStoreError",
     "HorovodInternalError",
 )
+_NO_MODULE = re.compile(r"No module named '([\w.]+)'")
 _FRAME = re.compile(r"^File (?P<path>.+?):\d+, in |^Cell[ ]In\[", re.MULTILINE)
 _LIBRARY = re.compile(r"site-packages/|dist-packages/|/lib/python3|/dtkit/(engine|cluster)/|^<")
 _PACKAGE = re.compile(r"(?:site-packages|dist-packages)/([^/]+)")
@@ -128,6 +130,30 @@ def survived_text(lost: Sequence[int], epilogue: str) -> str:
     noun, pronoun = ("rank", "it") if len(lost) == 1 else ("ranks", "them")
     names = ", ".join(map(str, lost))
     return f"{noun} {names} died, and the others went on without {pronoun}; {epilogue}"
+
+
+def missing_module_hint(error: RankError, host_of: Mapping[int, str]) -> str:
+    """Return what to do when a module of the notebook's folder is not on another host.
+
+    Args:
+        error: what the cell failed with.
+        host_of: by rank; empty for the driver's own host.
+
+    Returns:
+        A sentence; empty if that is not what failed.
+    """
+    for failure in error.failures:
+        found = _NO_MODULE.search(failure.evalue)
+        host = host_of.get(failure.rank)
+        if failure.ename == "ModuleNotFoundError" and found and host:
+            folder, name = Path.cwd(), found[1].partition(".")[0]
+            if (folder / f"{name}.py").exists() or (folder / name).is_dir():
+                return (
+                    f"{name} is in {folder} here, and not on {host}: use a folder that all hosts "
+                    f"share, or copy it (rsync -a {folder}/ {host}:{folder}) and start the "
+                    f"engines anew"
+                )
+    return ""
 
 
 def _place_text(place: Mapping[str, Any]) -> tuple[str, str]:

@@ -37,7 +37,8 @@ class ProcessGroup:
         hang the next one.
         """
         world_size = len(self._slots)
-        port = self._engines.call("dtkit.engine.group:open_store", (world_size,), ranks=[0])[0]
+        opened = self._engines.call("dtkit.engine.group:open_store", (world_size,), ranks=[0])
+        address, port = opened[0]
         self._generation += 1
         specs = {
             slot.rank: (
@@ -49,7 +50,9 @@ class ProcessGroup:
                     "backend": self.backend,
                     "generation": self._generation,
                     "num_threads": slot.num_threads,
+                    "address": address,
                     "port": port,
+                    "host": slot.host,
                     "is_debug": self.is_debug,
                 },
             )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from dtkit.driver.cells import CellVerbs
 from dtkit.driver.check import Check, check
+from dtkit.driver.clusters import check_hosts
 from dtkit.driver.orphans import end_orphan, list_orphans
 from dtkit.driver.stall import places
 from dtkit.driver.transfer.verbs import Transfer, pull, push
@@ -16,10 +17,12 @@ from dtkit.tensorboard.server import Boards
 from dtkit.values import Orphan, RankPlace, RankStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from dtkit.driver.runs.run import Run
+    from dtkit.launch import Launch
     from dtkit.tensorboard.server import TensorBoard
+    from dtkit.values import HostCheck
 
 __all__ = ["Session"]
 
@@ -64,6 +67,23 @@ class Session(CellVerbs):
         if run is not None and run.state == "running":
             in_background(steps, run.requests)
         return session
+
+    @staticmethod
+    def check_hosts(
+        launch: Launch, *, on_stage: Callable[[str], None] = lambda _stage: None
+    ) -> HostCheck:
+        """Look whether hosts can train together, and how fast they reach each other.
+
+        Nothing is left on them.
+
+        Args:
+            launch: which hosts, and how they are reached.
+            on_stage: called with a short text as each stage begins.
+
+        Raises:
+            StartError: a host cannot be reached or used at all; the text names the fix.
+        """
+        return check_hosts(launch, on_stage)
 
     @staticmethod
     def orphans() -> tuple[Orphan, ...]:

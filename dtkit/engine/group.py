@@ -34,7 +34,16 @@ if TYPE_CHECKING:
 
     from dtkit.engine.agent import Agent
 
-__all__ = ["Group", "generation_of", "join", "leave", "open_store", "release", "subgroup"]
+__all__ = [
+    "Group",
+    "generation_of",
+    "join",
+    "leave",
+    "open_store",
+    "own_address",
+    "release",
+    "subgroup",
+]
 
 COLLECTIVE_TIMEOUT_S = 24 * 3600
 """Ranks are freed by `release`, not by a time-out: a step may rightly take hours."""
@@ -59,16 +68,17 @@ class Group:
     """What is in place in torch while the group exists."""
 
 
-def open_store(world_size: int) -> int:
-    """Open the store of a new group on this rank and return its port.
+def open_store(world_size: int) -> tuple[str, int]:
+    """Open the store of a new group on this rank and return its address and port.
 
-    It listens on loopback only: `TCPStore` by itself listens on every interface.
+    It listens on this rank's own address only, which is loopback where all ranks are on one
+    host: `TCPStore` by itself listens on every interface.
     """
     install()
-    listener = socket.create_server(("127.0.0.1", 0))
-    port = int(listener.getsockname()[1])
+    listener = socket.create_server((own_address(), 0))
+    address, port = listener.getsockname()
     agent().group_store = dist.TCPStore(
-        "127.0.0.1",
+        address,
         port,
         world_size,
         is_master=True,
@@ -76,7 +86,12 @@ def open_store(world_size: int) -> int:
         timeout=timedelta(seconds=_JOIN_TIMEOUT_S),
         master_listen_fd=listener.detach(),
     )
-    return port
+    return address, port
+
+
+def own_address() -> str:
+    """Return the address at which the other ranks reach this one."""
+    return os.environ.get("DTKIT_ADDRESS", "127.0.0.1")
 
 
 def join(spec: dict[str, Any]) -> dict[str, Any]:
@@ -84,7 +99,8 @@ def join(spec: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         spec: rank, local_rank, world_size, device, backend, generation, num_threads,
-            is_debug, and port: where rank 0's store listens.
+            is_debug, host: as the user calls it, and address and port: where rank 0's store
+            listens.
     """
     install()
     alias.install()
@@ -93,7 +109,7 @@ def join(spec: dict[str, Any]) -> dict[str, Any]:
     store = owner.group_store if rank == 0 else None
     if store is None:
         timeout = timedelta(seconds=_JOIN_TIMEOUT_S)
-        store = dist.TCPStore("127.0.0.1", spec["port"], world_size, timeout=timeout)
+        store = dist.TCPStore(spec["address"], spec["port"], world_size, timeout=timeout)
     device = torch.device(spec["device"])
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -129,7 +145,7 @@ def join(spec: dict[str, Any]) -> dict[str, Any]:
     status.install(owner)
     completion.install(owner)
     where.install(owner)
-    facts = _facts(owner.group)
+    facts = _facts(owner.group, str(spec["host"]))
     owner.on("about", lambda _request: {"facts": facts, "generation": generation_of(owner)})
     return facts
 
@@ -240,12 +256,12 @@ def _name_everything(group: Group) -> None:
     shell.user_ns_hidden.update(given, _dtkit_given=given)
 
 
-def _facts(group: Group) -> dict[str, Any]:
+def _facts(group: Group, host: str) -> dict[str, Any]:
     is_cuda = group.device.type == "cuda"
     return {
         "rank": group.rank,
         "pid": os.getpid(),
-        "host": platform.node(),
+        "host": host or platform.node(),
         "device": str(group.device),
         "device_name": torch.cuda.get_device_name(group.device) if is_cuda else _cpu_name(),
         "torch": str(torch.__version__),  # a class of torch's own, which the driver would load

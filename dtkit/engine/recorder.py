@@ -227,6 +227,8 @@ class Recorder:
             return
         try:
             if self._file is None:
+                # On another host than the driver's it need not be there yet.
+                self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self._path.open("ab")
             self._file.write(b"\n".join(lines) + b"\n")
             self._file.flush()

@@ -271,7 +271,8 @@ def _coordinate(
     if topology.rank == 0:
         host = "127.0.0.1"
         if len(set(hosts)) > 1:
-            host = os.environ.get("MASTER_ADDR") or socket.gethostbyname(socket.gethostname())
+            host = os.environ.get("DTKIT_ADDRESS") or os.environ.get("MASTER_ADDR", "")
+            host = host or socket.gethostbyname(socket.gethostname())
         listener = socket.create_server((host, 0), backlog=topology.size)
         token = secrets.token_hex(16)
         coordinator = Coordinator(listener, topology.size, token, _patience())

@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING
 
 from IPython.core.error import UsageError
 from IPython.core.magic import line_magic, magics_class
+from IPython.display import display
 from traitlets import Unicode
 
 from dtkit.driver.registry import current_session
 from dtkit.driver.session import Session
 from dtkit.driver.waiting import Interrupted
+from dtkit.launch import ENGINES, Launch, parse_hosts
 from dtkit.magics.arguments import Parser, usage_errors
 from dtkit.magics.attaching import attach, note_orphans, started_line
 from dtkit.magics.base import DtkitMagics, say
-from dtkit.magics.tables import PlaceTable, StageLine, StatusTable
+from dtkit.magics.tables import LinkTable, PlaceTable, StageLine, StatusTable
 from dtkit.values import DEFAULT_LEASE, Lease
 
 if TYPE_CHECKING:
@@ -40,6 +42,9 @@ class DistMagics(DtkitMagics):
         if args.attach is not None:
             attach(session, args.attach or None)
             return
+        if args.check:
+            display(_check(args))
+            return
         if session is not None:
             _describe_running(session, args.n)
             return
@@ -54,6 +59,8 @@ class DistMagics(DtkitMagics):
             stage.finish("not started")
             raise
         stage.finish(started_line(session))
+        for warning in session.warnings:
+            say(warning)
         note_orphans()
 
     @line_magic
@@ -85,6 +92,7 @@ class DistMagics(DtkitMagics):
     def _start(self, args: argparse.Namespace, stage: StageLine) -> Session:
         return Session.start(
             args.n,
+            launch=args.launch,
             devices=args.devices,
             backend=args.backend,
             oversubscribe=args.oversubscribe,
@@ -93,6 +101,18 @@ class DistMagics(DtkitMagics):
             is_debug=args.debug,
             on_stage=stage.show,
         )
+
+
+def _check(args: argparse.Namespace) -> LinkTable:
+    stage = StageLine("checking")
+    try:
+        found = Session.check_hosts(args.launch, on_stage=stage.show)
+    except BaseException:
+        stage.finish("not checked")
+        raise
+    words = [*found.problems, *found.warnings]
+    stage.finish("\n".join(words) if words else "these hosts can train together")
+    return LinkTable(found.links)
 
 
 def _describe_running(session: Session, num_ranks: int | None) -> None:
@@ -121,6 +141,7 @@ def _init() -> Parser:
     parser.add_argument(
         "--oversubscribe", action="store_true", help="let ranks share a GPU (over gloo)"
     )
+    _add_launch(parser)
     parser.add_argument(
         "--debug",
         action="store_true",
@@ -140,13 +161,66 @@ def _init() -> Parser:
     return parser
 
 
+def _add_launch(parser: Parser) -> None:
+    parser.add_argument(
+        "--engines", default="local", choices=ENGINES,
+        help="through what engines are started: on this host, over ssh or mpirun on --hosts, or "
+        "as a Slurm job (default: local)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--hosts", metavar="NAME:N,…", default="",
+        help="hosts and how many ranks each takes, such as alpha:4,beta:4",
+    )  # fmt: skip
+    parser.add_argument(
+        "--interface", metavar="NAME", default="",
+        help="through which hosts reach each other (default: the one that leads to them)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--check", action="store_true",
+        help="only look whether the hosts can train together, and how fast they reach each other",
+    )  # fmt: skip
+    parser.add_argument(
+        "--python", metavar="PATH", default="",
+        help="the interpreter on the hosts (default: at the same path as here)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ssh", metavar="OPTIONS", default="",
+        help='further options for ssh and scp, in quotes, such as "-F FILE"',
+    )  # fmt: skip
+
+    parser.add_argument(
+        "--mpi", metavar="OPTIONS", default="", help="further options for mpirun, in quotes"
+    )
+    parser.add_argument(
+        "--nodes", type=int, metavar="N", default=0, help="nodes of the Slurm job (default: 1)"
+    )
+    for name in ("partition", "account", "gpus-per-node", "time"):
+        parser.add_argument(
+            f"--{name}", metavar="VALUE", default="", help=f"of the Slurm job: sbatch --{name}"
+        )
+    parser.add_argument(
+        "--sbatch", metavar="OPTIONS", default="",
+        help='further options for sbatch, in quotes, such as "--qos=high --exclusive"',
+    )  # fmt: skip
+
+
+_LAUNCH = ("interface", "python", "ssh", "mpi", "nodes", "partition", "account", "gpus_per_node",
+           "time", "sbatch")  # fmt: skip
+
+
 def parse_init(line: str) -> argparse.Namespace:
-    """Return the arguments of `%dist_init`, with `lease` as a `Lease`."""
+    """Return the arguments of `%dist_init`, with `lease` and `launch` as what they stand for."""
     args = INIT.parse(line)
     if args.attach is not None and (given := _given(args)):
         msg = f"%dist_init --attach takes the session as it is: leave out {', '.join(given)}"
         raise UsageError(msg)
     args.lease = Lease(args.lease, args.strict_lease)
+    if args.check and args.engines == "local":
+        msg = "--check looks at other hosts: add --engines ssh --hosts alpha,beta"
+        raise UsageError(msg)
+    options = {name: getattr(args, name) for name in _LAUNCH}
+    hosts = parse_hosts(args.hosts) if args.hosts else ()
+    args.launch = Launch(engines=args.engines, hosts=hosts, **options)
     return args
 
 

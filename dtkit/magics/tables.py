@@ -13,9 +13,9 @@ from dtkit._where import describe, describe_all, format_seconds
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dtkit.values import Orphan, RankPlace, RankStatus
+    from dtkit.values import HostLink, Orphan, RankPlace, RankStatus
 
-__all__ = ["OrphanTable", "PlaceTable", "StageLine", "StatusTable"]
+__all__ = ["LinkTable", "OrphanTable", "PlaceTable", "StageLine", "StatusTable"]
 
 _GIB = 2**30
 
@@ -104,6 +104,23 @@ class PlaceTable(Table):
             for place in places
         ]
         super().__init__(describe_all(places), ("rank", "now", "line", "for"), rows)
+
+
+class LinkTable(Table):
+    """How well hosts reach each other, as a table."""
+
+    def __init__(self, links: Sequence[HostLink]) -> None:
+        rows = [
+            (
+                link.source,
+                f"{link.target} ({link.address})",
+                "–" if link.latency_ms is None else f"{link.latency_ms:.2f} ms",
+                "–" if link.mbit_per_s is None else f"{link.mbit_per_s:,.0f} Mbit/s",
+                link.error,
+            )
+            for link in links
+        ]
+        super().__init__("", ("from", "to", "round trip", "one connection", ""), rows)
 
 
 class OrphanTable(Table):

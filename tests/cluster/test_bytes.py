@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import dtkit
-from benchmarks.network import HEADER_BYTES, Network, why_no_network
+from testbed.network import HEADER_BYTES, Network, why_no_network
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -35,6 +35,7 @@ BASE = (
     "dtkit.options",
     "dtkit.recipe",
     "dtkit.export",
+    "dtkit.launch",
     "dtkit.values",
     "dtkit.views.staleness",
     "dtkit._text",

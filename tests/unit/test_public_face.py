@@ -34,9 +34,11 @@ NAMES = {
 }
 
 SESSION = {
-    "start": "(num_ranks, *, devices, backend, oversubscribe, runs_dir, lease, is_debug, on_stage)",
+    "start": "(num_ranks, *, launch, devices, backend, oversubscribe, runs_dir, lease, is_debug, "
+    "on_stage)",
     "attach": "(session_id)",
     "attaching": "(session_id)",
+    "check_hosts": "(launch, *, on_stage)",
     "orphans": "()",
     "end_orphan": "(session_id)",
     "id": "property",

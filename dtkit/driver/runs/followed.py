@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FollowedExecution", "replay_output"]
 
+_BRING_EVERY_S = 0.5
 
 # Any, below: JSON.
 
@@ -35,9 +37,11 @@ class FollowedExecution:
     Args:
         run: takes what is read.
         engines: tell which ranks are gone.
+        bring_files: brings what ranks on other hosts have written to the run's folder.
     """
 
-    def __init__(self, run: Run, engines: Engines) -> None:
+    def __init__(self, run: Run, engines: Engines, bring_files: Callable[[Path], None]) -> None:
+        self._bring_files, self._next_s = bring_files, 0.0
         self._run = run
         self._engines = engines
         self.ranks = run.ranks
@@ -47,6 +51,9 @@ class FollowedExecution:
 
     def poll(self) -> bool:
         """Read what is new; return whether the cell has ended on all ranks."""
+        if time.monotonic() >= self._next_s:
+            self._bring_files(self._run.dir)
+            self._next_s = time.monotonic() + _BRING_EVERY_S
         for rank, files in self._files.items():
             files.read(self._run.output.on_message)
             if rank not in self.replies:

@@ -21,6 +21,8 @@ from weakref import WeakSet
 import torch
 import torch.distributed as dist
 
+from dtkit.engine.group import own_address
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -67,7 +69,7 @@ class Mesh:
         self._threads: list[threading.Thread] = []
         self._all_here = threading.Event()
         # Any, below: the addresses that the ranks tell each other.
-        listener = Listener(("127.0.0.1", 0), backlog=self.size, authkey=secrets.token_bytes(32))
+        listener = Listener((own_address(), 0), backlog=self.size, authkey=secrets.token_bytes(32))
         mine: Any = (listener.address, listener._authkey)  # type: ignore[attr-defined]  # noqa: SLF001
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, mine, group=group)

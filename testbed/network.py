@@ -6,15 +6,20 @@ network. Making hosts takes root and iproute2; slow links take the kernel's toke
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import itertools
 import os
+import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import zmq
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = ["HEADER_BYTES", "INTERFACE", "Host", "Network", "limiting", "why_no_network"]
 
@@ -27,6 +32,8 @@ MASTER_PORT = "29500"
 _BURST = "256kb"
 """What the bucket lets pass at once: more than the largest packet that the kernel hands over."""
 _LATENCY = "50ms"
+_CLONE_NEWNET = 0x40000000
+"""Source: sched.h."""
 _numbers = itertools.count()
 
 
@@ -43,6 +50,40 @@ class Host:
     namespace: str
     address: str
     rank: int
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Let this thread, and threads and processes that it starts, be on this host.
+
+        Also zmq's: its global context has threads of its own.
+        """
+        own = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        there = os.open(f"/run/netns/{self.namespace}", os.O_RDONLY)
+        context, zmq.Context._instance = zmq.Context._instance, None  # noqa: SLF001
+        try:
+            _set_namespace(there)
+            yield
+        finally:
+            _set_namespace(own)
+            zmq.Context._instance = context  # noqa: SLF001
+            os.close(there)
+            os.close(own)
+
+    def pids(self) -> list[int]:
+        """Return the processes that are on this host."""
+        return [int(word) for word in _ip("netns", "pids", self.namespace).split()]
+
+    def end_processes(self) -> None:
+        """Kill every process on this host but this one."""
+        here = Path(f"/run/netns/{self.namespace}").stat().st_ino
+        for pid in self.pids():
+            with contextlib.suppress(OSError):  # it is gone
+                held = os.pidfd_open(pid)
+                # Looked at again with a descriptor in hand: numbers are given away again.
+                is_there = Path(f"/proc/{pid}/ns/net").stat().st_ino == here
+                if is_there and pid != os.getpid():
+                    signal.pidfd_send_signal(held, signal.SIGKILL)
+                os.close(held)
 
     def command(self, argv: Sequence[str]) -> list[str]:
         """Return what runs a command on this host; the process is the command itself."""
@@ -181,8 +222,15 @@ def why_no_network(*, is_limited: bool = False) -> str:
     return ""
 
 
-def _ip(*words: str) -> None:
+def _set_namespace(descriptor: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(descriptor, _CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "setns")
+
+
+def _ip(*words: str) -> str:
     done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
     if done.returncode:
         msg = f"ip {' '.join(words)}: {done.stderr.strip()}"
         raise RuntimeError(msg)
+    return done.stdout

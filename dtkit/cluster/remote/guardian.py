@@ -1,0 +1,83 @@
+"""The guardian of a session over several hosts: `python -m … FOLDER`.
+
+As `dtkit.guard` does, it ends a session that nobody takes over. Whether a run goes on is
+known on the hosts: once the kernel is gone it asks their agents, and notes it here, where
+a later kernel finds it too.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+
+import ipyparallel as ipp
+
+from dtkit.cluster.engines import Engines
+from dtkit.cluster.placement import Slot
+from dtkit.cluster.remote.agent import FIRST_ENGINE
+from dtkit.cluster.remote.collecting import bring_states
+from dtkit.guard.__main__ import Guardian
+from dtkit.guard.record import SessionRecord
+
+__all__ = ["main"]
+
+_TICK_S = 0.5
+_ASK_S = 5.0
+_CONNECT_TIMEOUT_S = 10.0
+
+
+class _Hosts:
+    """The agents of a session's hosts, asked now and then while no kernel has it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._agents: Engines | None = None
+        self._next_s = 0.0
+
+    def look(self, now_s: float) -> None:
+        """Note which runs go on; lets go of the controller when a kernel has come."""
+        record = SessionRecord.read(self._folder)
+        if record is None or not record.is_orphan or not record.is_alive:
+            self._disconnect()
+        elif now_s >= self._next_s:
+            self._next_s = now_s + _ASK_S
+            try:
+                bring_states(self._connected(record), self._folder, record.processes[0])
+            except (OSError, TimeoutError) as error:  # tried again; the lease goes on meanwhile
+                print(f"the hosts cannot be asked: {error}", file=sys.stderr)  # noqa: T201  a log
+                self._disconnect()
+
+    def _connected(self, record: SessionRecord) -> Engines:
+        if self._agents is None:
+            client = ipp.Client(
+                connection_info=str(self._folder / "security" / "ipcontroller-client.json"),
+                timeout=_CONNECT_TIMEOUT_S,
+            )
+            numbers = sorted({slot["agent"] for slot in record.slots})
+            slots = [Slot(n, FIRST_ENGINE + n, 0, None, 1) for n in numbers]
+            self._agents = Engines(client, slots)
+        return self._agents
+
+    def _disconnect(self) -> None:
+        if self._agents is not None:
+            self._agents.close()
+            self._agents = None
+
+
+def main() -> None:
+    """Watch until the session has ended."""
+    # Whoever has it in its process group: it is not meant for us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    folder = Path(sys.argv[1])
+    guardian, hosts = Guardian(folder), _Hosts(folder)
+    while True:
+        hosts.look(time.monotonic())
+        if guardian.look(time.monotonic()):
+            return
+        time.sleep(_TICK_S)
+
+
+if __name__ == "__main__":
+    main()
