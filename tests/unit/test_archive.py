@@ -77,6 +77,14 @@ def test_a_run_is_read_back_as_it_was(tmp_path: Path) -> None:
     assert Run.load(run.dir).name == "a"
 
 
+def test_where_nothing_can_be_stored_says_so(tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    with pytest.raises(InvalidInputError, match="names another folder"):
+        create_run(
+            tmp_path / "taken", "", recipe=Recipe(), options=RunOptions(), ranks=(0,), name="run"
+        )
+
+
 def test_a_long_run_is_merged_rank_by_rank_as_it_once_was(tmp_path: Path) -> None:
     run = make_run(tmp_path, "long")
     for rank in run.ranks:

@@ -23,7 +23,7 @@ def new_folder(parent: Path, name: str | None) -> Path:
     """Make a folder for a run; a name that is taken gets a number.
 
     Raises:
-        InvalidInputError: the name is no plain file name.
+        InvalidInputError: the name is no plain file name, or nothing can be made there.
     """
     if name is not None and not _NAME.fullmatch(name):
         msg = (
@@ -32,7 +32,15 @@ def new_folder(parent: Path, name: str | None) -> Path:
         )
         raise InvalidInputError(msg)
     base = name or time.strftime("%Y%m%d-%H%M%S")
-    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        return _made(parent, base)
+    except OSError as error:  # read-only, full, or a file of that name
+        msg = f"no run can be stored: {error}; %config DistMagics.runs_dir names another folder"
+        raise InvalidInputError(msg) from None
+
+
+def _made(parent: Path, base: str) -> Path:
     number = 1
     while True:
         folder = parent / (base if number == 1 else f"{base}-{number}")
