@@ -52,7 +52,7 @@ def test_compression_saves_what_it_says(recipes: NotebookNode) -> None:
     assert times["powersgd:4"] > 10
     losses = {name: float(loss) for name, _, loss in found}
     assert max(losses[name] for name in ("fp16", "int8", "topk:0.05")) < 1.05 * losses["none"]
-    assert max(losses.values()) < 3.0  # sign and powersgd lag: chance is 4.5
+    assert max(losses.values()) < 3.0  # powersgd lags: chance is 4.5
 
 
 def test_flags_combine_and_nonsense_is_refused(recipes: NotebookNode) -> None:
