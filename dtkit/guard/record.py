@@ -244,6 +244,9 @@ def restore(folder: Path, keys: Mapping[str, bytes]) -> None:
         msg = f"{folder} is not this user's alone"
         raise PermissionError(msg)
     (folder / "log").mkdir(mode=0o700, exist_ok=True)
+    if not os.access(folder / "log", os.W_OK):  # read-only: an engine without its log ends
+        msg = f"{folder} cannot be written to"
+        raise PermissionError(msg)
     for name, content in keys.items():
         path = folder / name
         path.parent.mkdir(mode=0o700, exist_ok=True)
