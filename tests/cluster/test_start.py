@@ -43,12 +43,12 @@ def test_the_driver_never_loads_torch(tmp_path: Path) -> None:
 
 
 def test_an_engine_that_cannot_start_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = starter._slot_env
+    usual = starter.slot_env
 
     def broken(slot: Slot, preload: tuple[str, ...]) -> dict[str, str]:
         return {**usual(slot, preload), **({"PYTHONHOME": "/nowhere"} if slot.engine == 1 else {})}
 
-    monkeypatch.setattr(starter, "_slot_env", broken)
+    monkeypatch.setattr(starter, "slot_env", broken)
     with pytest.raises(StartError, match="engine 1 ended"):
         dtkit.Session.start(2)
     assert dtkit.current_session() is None
