@@ -9,6 +9,7 @@ import pytest
 
 from dtkit.errors import RankError
 from dtkit.options import RunOptions
+from dtkit.recipe import Recipe
 
 if TYPE_CHECKING:
     from rig import Rig
@@ -484,6 +485,14 @@ def test_what_compression_leaves_out_goes_into_checkpoints(rig: Rig, compression
     num = 64 * 64 + 64 + 64 * 10 + 10
     assert set(whole.history["raw_bytes"]) == {4.0 * num}
     assert np.all(whole.history["sent_bytes"] < 2.1 * num)
+
+
+def test_a_step_is_unscaled_once(rig: Rig) -> None:
+    """The user's class has a step with hooks of its own, within the distributed one."""
+    cell = RESUMED.replace("METHOD", "none")
+    plain, scaled = (rig.session.train(cell, recipe=Recipe(amp=a)) for a in ("bf16", "fp16"))
+    assert scaled.history.num_steps == plain.history.num_steps
+    np.testing.assert_allclose(scaled.history["loss"], plain.history["loss"], rtol=0.1)
 
 
 def test_what_horovods_own_compression_sends_is_counted(rig: Rig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from dtkit.horovod.torch.gradients import HowToReduce
 
-__all__ = ["DeltaMixin"]
+__all__ = ["DeltaMixin", "unhooked"]
 
 
 class DeltaMixin:
@@ -51,9 +52,9 @@ class DeltaMixin:
         """Step, and combine the changes of all ranks by Adasum."""
         how = self._how
         if not how.process_set.included():
-            return super().step(closure)  # type: ignore[misc]
+            return unhooked(super().step)(closure)  # type: ignore[misc]
         before = [p.detach().clone() for p in self._parameter_names]
-        result = super().step(closure)  # type: ignore[misc]
+        result = unhooked(super().step)(closure)  # type: ignore[misc]
         pending = []
         for (param, name), start in zip(self._parameter_names.items(), before, strict=True):
             packed, ctx = how.compression.compress(param.detach() - start)
@@ -65,3 +66,9 @@ class DeltaMixin:
             change = how.compression.decompress(handle.wait(), ctx)
             param.detach().copy_(start + change)
         return result
+
+
+def unhooked(step: Any) -> Callable[..., Any]:  # Any: a bound method
+    """Return an optimizer's step without the hooks that have run around the whole one already."""
+    is_hooked = getattr(step.__func__, "hooked", False)  # torch's mark
+    return MethodType(step.__func__.__wrapped__, step.__self__) if is_hooked else step

@@ -15,7 +15,7 @@ from dtkit.engine.reduce.buckets import BUCKET_BYTES
 from dtkit.horovod.engine import stand_back
 from dtkit.horovod.reduction import Op
 from dtkit.horovod.sets import ProcessSet, global_process_set
-from dtkit.horovod.torch.adasum import DeltaMixin
+from dtkit.horovod.torch.adasum import DeltaMixin, unhooked
 from dtkit.horovod.torch.basics import size
 from dtkit.horovod.torch.compression import Compression, Compressor, Remembering
 from dtkit.horovod.torch.gradients import Gradients, HowToReduce
@@ -111,7 +111,8 @@ class DistributedMixin:
         if self._momentum is not None:
             self._momentum.suspend(self)  # type: ignore[arg-type]
         try:
-            result = super().step(self._wrapped(closure))  # type: ignore[misc]  # the user's class
+            inner = unhooked(super().step)  # type: ignore[misc]  # the user's class
+            result = inner(self._wrapped(closure))
         finally:
             if self._momentum is not None:
                 self._momentum.resume(self)  # type: ignore[arg-type]
