@@ -128,7 +128,8 @@ def join(spec: dict[str, Any]) -> dict[str, Any]:
             device_id=device if spec["backend"] == "nccl" else None,
         )
         # The first collective opens connections that were not needed to be a group.
-        may_revive = _agree(_fingerprint(owner), device)
+        has_models = torch.tensor(float(bool(owner.retired)), device=device)
+        dist.all_reduce(has_models)
     owner.group = Group(
         rank, int(spec["local_rank"]), world_size, device, spec["backend"],
         int(spec["generation"]), store, links,
@@ -136,7 +137,7 @@ def join(spec: dict[str, Any]) -> dict[str, Any]:
     owner.group.patches.enter_context(links.recording_groups())
     replicas.attach(owner.detached)
     owner.detached = []
-    if may_revive:
+    if has_models == world_size:  # a new engine has none
         from dtkit.engine.parallel.revival import revive
 
         revive(owner.retired)
@@ -148,22 +149,6 @@ def join(spec: dict[str, Any]) -> dict[str, Any]:
     facts = _facts(owner.group, str(spec["host"]))
     owner.on("about", lambda _request: {"facts": facts, "generation": generation_of(owner)})
     return facts
-
-
-def _fingerprint(owner: Agent) -> int:
-    """Return what models over several ranks this rank has parts of, as a number; 0: none."""
-    if not owner.retired:
-        return 0
-    from dtkit.engine.parallel.revival import fingerprint
-
-    return fingerprint(owner.retired)
-
-
-def _agree(number: int, device: torch.device) -> bool:
-    """Return whether a number is the same on all ranks and not 0; a collective."""
-    bounds = torch.tensor([number, -number], device=device)
-    dist.all_reduce(bounds, op=dist.ReduceOp.MAX)
-    return number != 0 and int(bounds[0]) == number == -int(bounds[1])
 
 
 def subgroup(group: Group, ranks: Sequence[int], name: str) -> dist.ProcessGroup | None:

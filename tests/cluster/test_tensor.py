@@ -193,4 +193,4 @@ def test_what_cannot_be_is_refused(rig: Rig, kind: str, options: str, answer: st
 
 @pytest.mark.parametrize("options", ["", ", num_ranks=2"])
 def test_it_goes_on_after_a_rank_has_failed(rig: Rig, options: str) -> None:
-    assert_goes_on(rig, "gpt", divided(options))
+    assert_goes_on(rig, "gpt", divided(options), has_copies=bool(options))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh
 
 from dtkit.engine.agent import agent
 from dtkit.errors import InvalidInputError
@@ -18,25 +18,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from torch import nn
+    from torch.distributed.device_mesh import DeviceMesh
 
     from dtkit.recipe import Recipe
 
 __all__ = [
     "MARK",
     "Layout",
-    "adopt_mesh",
     "current_run",
-    "device_here",
     "group_here",
-    "groups_of",
     "layout_of",
-    "make_mesh",
     "mark",
 ]
 
 MARK = "_dtkit_layout"
-_MESHES: WeakKeyDictionary[dist.ProcessGroup, dict[Any, DeviceMesh]] = WeakKeyDictionary()
-"""Made once for each group: every mesh opens connections."""
+_NUMBERS: WeakKeyDictionary[dist.ProcessGroup, count[int]] = WeakKeyDictionary()
 
 
 @dataclass(slots=True, eq=False)
@@ -54,6 +50,7 @@ class Layout:
             None: nothing else is to be done.
         rank: the rank that has this part.
         num_steps: how many steps an optimizer has made with it here.
+        number: the same on all of its ranks, and another one for each model of a group.
     """
 
     kind: str
@@ -68,8 +65,15 @@ class Layout:
     again: Callable[[nn.Module], None] | None = None
     rank: int = field(default_factory=dist.get_rank)
     num_steps: int = 0
+    number: tuple[int, int] = (0, 0)
     _warning: str = ""
     _reason: str = ""
+
+    def __post_init__(self) -> None:
+        group = self._group()
+        assert group is not None  # noqa: S101  the model was just laid out in it
+        # Models are laid out by all ranks of a group together: it is the same number on all.
+        self.number = (_generation(), next(_NUMBERS.setdefault(group, count())))
 
     def __deepcopy__(self, _memo: object) -> Layout:
         return self  # a copy of the model is on the same ranks
@@ -152,19 +156,26 @@ class Layout:
             )
             raise InvalidInputError(msg)
 
-    def renew(self, group: dist.ProcessGroup) -> None:
-        """Go on in another group of the same ranks, of which the mesh has the groups already."""
+    def renew(self, group: dist.ProcessGroup) -> list[int]:
+        """Go on in another group of the same ranks, of which the mesh has the groups already.
+
+        Returns:
+            How many steps each rank has made with the model.
+        """
         self._group, self._world = ref(group), ref(group)
         steps: list[int] = [0] * dist.get_world_size(group)
         dist.all_gather_object(steps, self.num_steps, group=group)
-        behind = [rank for rank, step in enumerate(steps) if step < max(steps)]
-        if behind:
+        self.num_steps = max(steps)
+        return steps
+
+    def fell_behind(self, ranks: Sequence[int]) -> None:
+        """Note whose part lacks a step that others have made, and that nobody else has."""
+        if ranks:
             self._warning = (
-                f"the model that is {self.kind}: on ranks {', '.join(map(str, behind))} its parts "
+                f"the model that is {self.kind}: on ranks {', '.join(map(str, ranks))} its parts "
                 "lack the step in which a rank failed, which the others have made. Load the newest "
                 "checkpoint (dtkit.resume) for one that is of a piece"
             )
-        self.num_steps = max(steps)
 
     def gave_up(self, reason: str) -> None:
         """Note why the model cannot go on in the group that there is now."""
@@ -193,6 +204,14 @@ class Layout:
                 "copies have the others, %dist_pull brings it whole as it was"
             )
             raise RuntimeError(msg)
+
+
+def _generation() -> int:
+    try:
+        group = agent().group
+    except RuntimeError:  # a plain process, which has one group for life
+        return 0
+    return 0 if group is None else group.generation
 
 
 def _nothing() -> None:
@@ -239,52 +258,3 @@ def group_here(what: str) -> dist.ProcessGroup:
         msg = f"{what} needs two ranks or more in a process group; here is one"
         raise InvalidInputError(msg)
     return group
-
-
-def device_here() -> torch.device:
-    """Return the device that this rank computes on."""
-    if dist.get_backend() == "gloo":
-        return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
-
-
-def make_mesh(
-    group: dist.ProcessGroup, shape: tuple[int, ...], names: tuple[str, ...]
-) -> DeviceMesh:
-    """Return the mesh of a group's ranks in this shape, the last axis' ranks side by side."""
-    known = _MESHES.setdefault(group, {})
-    if (shape, names) not in known:
-        known[shape, names] = _new_mesh(group, shape, names)
-    return known[shape, names]
-
-
-def _new_mesh(
-    group: dist.ProcessGroup, shape: tuple[int, ...], names: tuple[str, ...]
-) -> DeviceMesh:
-    device = device_here().type
-    ranks = torch.tensor(dist.get_process_group_ranks(group)).reshape(shape)
-    groups = groups_of(group, shape)
-    if len(shape) == 1:
-        return DeviceMesh.from_group(group, device, mesh_dim_names=names)
-    return DeviceMesh.from_group(groups, device, mesh=ranks, mesh_dim_names=names)
-
-
-def groups_of(group: dist.ProcessGroup, shape: tuple[int, ...]) -> list[dist.ProcessGroup]:
-    """Return this rank's group along each axis of a mesh of a group's ranks; a collective."""
-    if len(shape) == 1:
-        return [group]
-    ranks = torch.tensor(dist.get_process_group_ranks(group)).reshape(shape)
-    place = [int(i) for i in (ranks == dist.get_rank()).nonzero()[0]]
-    groups = []
-    for axis in range(len(shape)):
-        index = [slice(None) if i == axis else place[i] for i in range(len(shape))]
-        line = ranks[tuple(index)].tolist()
-        # Locally: only those who are in it make it, so that other ranks need not be here.
-        groups.append(dist.new_group(line, use_local_synchronization=True))
-    return groups
-
-
-def adopt_mesh(group: dist.ProcessGroup, mesh: DeviceMesh) -> None:
-    """Let models that are laid out in a group use a mesh that has got its groups."""
-    known = _MESHES.setdefault(group, {})
-    known[tuple(mesh.mesh.shape), tuple(mesh.mesh_dim_names or ())] = mesh

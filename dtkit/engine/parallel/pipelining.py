@@ -14,7 +14,8 @@ from dtkit.engine.observe import unseen
 from dtkit.engine.parallel import schedules
 from dtkit.engine.parallel.cutting import cut, measured_s, sizes
 from dtkit.engine.parallel.delivery import deliver
-from dtkit.engine.parallel.layout import Layout, device_here, group_here, make_mesh, mark
+from dtkit.engine.parallel.layout import Layout, group_here, mark
+from dtkit.engine.parallel.meshes import device_here, make_mesh
 from dtkit.engine.parallel.report import cut_summary, say
 from dtkit.engine.parallel.stages import Stage, keep_only
 from dtkit.errors import InvalidInputError

@@ -7,13 +7,14 @@ so that parameters, optimizers and hooks that refer to a mesh stay as they are.
 from __future__ import annotations
 
 import gc
-import hashlib
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from dtkit.engine.parallel.layout import MARK, adopt_mesh, groups_of
+from dtkit.engine.parallel.layout import MARK
+from dtkit.engine.parallel.levelling import level
+from dtkit.engine.parallel.meshes import adopt_mesh, groups_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,40 +24,37 @@ if TYPE_CHECKING:
 
     from dtkit.engine.parallel.layout import Layout
 
-__all__ = ["fingerprint", "revive"]
+__all__ = ["revive"]
 
 # Any, below: what torch keeps in a mesh.
 
 
-def fingerprint(retired: Sequence[ref[nn.Module]]) -> int:
-    """Return a number that is the same on all ranks if they have parts of the same models.
-
-    0 stands for no models; ranks that have lost theirs, and new engines, have none.
-    """
-    texts = [_described(model, layout) for model, layout in _living(retired)]
-    if not texts:
-        return 0
-    return int.from_bytes(hashlib.sha256("\n".join(texts).encode()).digest()[:7], "big")
-
-
 def revive(retired: Sequence[ref[nn.Module]]) -> int:
-    """Let models compute again, in the group that there is now; return how many. A collective."""
+    """Let models compute again, in the group that there is now; return how many. A collective.
+
+    Those that all ranks have: some may hold one that the others have let go of.
+    """
     group = dist.group.WORLD
     assert group is not None  # noqa: S101  it was just built
-    models = _living(retired)
+    models = {layout.number: (model, layout) for model, layout in _living(retired)}
+    numbers: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(numbers, list(models))
+    everywhere = sorted(set(models).intersection(*numbers))
     done: set[int] = set()
-    for model, layout in models:
-        mesh = layout.mesh
-        if id(mesh) not in done:
-            done.add(id(mesh))
-            _renew(mesh, group)
-        layout.renew(group)
-        if layout.again is not None:
-            try:
+    for number in everywhere:
+        model, layout = models[number]
+        if id(layout.mesh) not in done:
+            done.add(id(layout.mesh))
+            _renew(layout.mesh, group)
+        steps = layout.renew(group)
+        try:
+            if layout.again is not None:
                 layout.again(model)
-            except Exception as error:  # noqa: BLE001  the model says it when it is used
-                layout.gave_up(f"{type(error).__name__}: {error}")
-    return len(models)
+        except Exception as error:  # noqa: BLE001  the model says it when it is used
+            layout.gave_up(f"{type(error).__name__}: {error}")
+        else:
+            layout.fell_behind(level(model, layout, steps))
+    return len(everywhere)
 
 
 def _living(retired: Sequence[ref[nn.Module]]) -> list[tuple[nn.Module, Layout]]:
@@ -67,11 +65,6 @@ def _living(retired: Sequence[ref[nn.Module]]) -> list[tuple[nn.Module, Layout]]
         (model, layout) for model, layout in found
         if layout.mesh.mesh.flatten().tolist() == everybody and layout.rank == dist.get_rank()
     ]  # fmt: skip
-
-
-def _described(model: nn.Module, layout: Layout) -> str:
-    params = ",".join(f"{n}{tuple(p.shape)}" for n, p in model.named_parameters())
-    return f"{type(model).__name__} {layout.kind} {layout.mesh.mesh.tolist()} {params}"
 
 
 def _renew(mesh: DeviceMesh, group: dist.ProcessGroup) -> None:

@@ -14,8 +14,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from dtkit.engine import randomness, weights
 from dtkit.engine.models import state_of
 from dtkit.engine.parallel.allocator import return_large_blocks
-from dtkit.engine.parallel.layout import Layout, device_here, group_here, layout_of, make_mesh, mark
+from dtkit.engine.parallel.layout import Layout, group_here, layout_of, mark
 from dtkit.engine.parallel.materialize import materialize
+from dtkit.engine.parallel.meshes import device_here, make_mesh
 from dtkit.engine.parallel.renewal import Renewal
 from dtkit.engine.parallel.report import say, summary
 from dtkit.engine.parallel.units import choose_units

@@ -13,8 +13,9 @@ from torch.distributed.tensor.parallel.style import ParallelStyle
 
 from dtkit.engine import randomness, weights
 from dtkit.engine.parallel.attention import divide_attention, why_not_divided
-from dtkit.engine.parallel.layout import Layout, device_here, group_here, layout_of, make_mesh, mark
+from dtkit.engine.parallel.layout import Layout, group_here, layout_of, mark
 from dtkit.engine.parallel.materialize import materialize_own
+from dtkit.engine.parallel.meshes import device_here, make_mesh
 from dtkit.engine.parallel.regions import make_region
 from dtkit.engine.parallel.renewal import Renewal
 from dtkit.engine.parallel.report import say, tensor_summary, tensor_table
