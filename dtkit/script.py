@@ -72,7 +72,7 @@ class Training:
     """
 
     def __init__(self, recipe: Recipe, name: str) -> None:
-        self.rank = dist.get_rank()
+        self.rank: int = dist.get_rank()
         ranks = tuple(range(dist.get_world_size()))
         self._run: Run | None = None
         shared: list[Any] = [None]

@@ -53,7 +53,7 @@ class HostCluster:
 
     def __init__(self, record: SessionRecord, preload: Sequence[str] = ()) -> None:
         self.on_breakdown = self.stop
-        self.record = record
+        self.record: SessionRecord = record
         self._preload = preload
         self._is_stopping = False
         self._num_oom_kills = num_oom_kills()

@@ -39,12 +39,12 @@ class EngineSet(LocalEngineSetLauncher):  # type: ignore[misc]  # ipyparallel is
     """Start all engines at once, each with an environment of its own."""
 
     launcher_class = _Engine
-    delay = 0.0
+    delay: float = 0.0
     slot_env: tuple[dict[str, str], ...] = ()
 
     def __init__(self, **kwargs: Any) -> None:  # Any: traitlets arguments pass through
         super().__init__(**kwargs)
-        self.engine_cmd = [sys.executable, "-m", "dtkit.cluster._engine_main"]
+        self.engine_cmd: list[str] = [sys.executable, "-m", "dtkit.cluster._engine_main"]
         self.slot_env = self.parent.slot_env
         self.on_exit = self.parent.on_engine_exit
 

@@ -28,7 +28,7 @@ class Roster:
 
     def __init__(self, client: Any, slots: Sequence[Slot]) -> None:
         self._client = client
-        self.host_of = {slot.rank: slot.host for slot in slots}
+        self.host_of: dict[int, str] = {slot.rank: slot.host for slot in slots}
         """What the user calls each rank's host; empty for that of the driver."""
         self._engine_of = {slot.rank: slot.engine for slot in slots}
         self._rank_of = {slot.engine: slot.rank for slot in slots}

@@ -59,11 +59,12 @@ class SessionCore:
         self._cluster = cluster
         self._engines = cluster.engines
         self.slots: tuple[Slot, ...] = cluster.slots
-        self.backend = backend = cluster.record.backend
-        self.runs_dir = Path(cluster.record.runs_dir)
+        backend = cluster.record.backend
+        self.backend: str = backend
+        self.runs_dir: Path = Path(cluster.record.runs_dir)
         self.facts: dict[int, dict[str, Any]] = {}
-        self.start_s = 0.0
-        self.warnings = cluster.warnings
+        self.start_s: float = 0.0
+        self.warnings: tuple[str, ...] = cluster.warnings
         self._group = ProcessGroup(self._engines, self.slots, backend)
         self._repair = Repair(self._engines, self._group, cluster.replace, self.facts)
         self._conductor = Conductor(self._engines, self._group, self._repair)

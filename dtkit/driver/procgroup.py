@@ -27,7 +27,7 @@ class ProcessGroup:
         self._engines = engines
         self._slots = tuple(slots)
         self._generation = 0
-        self.is_debug = False
+        self.is_debug: bool = False
         """Whether torch checks every collective against the other ranks'."""
 
     def build(self) -> dict[int, dict[str, Any]]:

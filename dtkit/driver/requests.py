@@ -11,13 +11,13 @@ class Requests:
     """What the user asked of a run since the driver last looked. Set from any thread."""
 
     def __init__(self) -> None:
-        self.is_stop = False
-        self.is_now = False
-        self.is_pause = False
-        self.num_interrupts = 0
+        self.is_stop: bool = False
+        self.is_now: bool = False
+        self.is_pause: bool = False
+        self.num_interrupts: int = 0
         self.outcome = ""
         """What was done to the ranks in the end, for the user to read."""
-        self.alarm = Alarm()
+        self.alarm: Alarm = Alarm()
         """Rings when there is something to see to: whoever waits for the cell looks at once."""
         self.is_background = False
         """Whether no cell waits for it, so that it goes on when the kernel ends."""

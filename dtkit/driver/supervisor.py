@@ -64,7 +64,7 @@ class Supervisor:
         self._requests = requests
         self._has_steps = has_steps
         self._is_free = is_free
-        self.phase = "running"
+        self.phase: str = "running"
         """running, pausing, paused, stopping or interrupting."""
         self._is_cut = False
         self._released: set[int] = set()

@@ -65,7 +65,7 @@ class Accumulation:
         self._num_samples = 0.0
         self._is_last_batch = False
         self._is_ending = False
-        self.last_was_held = False
+        self.last_was_held: bool = False
         """Whether the last written step, of any optimizer, was held back."""
 
     @property

@@ -71,9 +71,9 @@ class Adoption:
     ) -> None:
         self.passes = passes
         self.models: list[torch.nn.Module] = []
-        self.num_models = 0
-        self.num_averaged = 0
-        self.num_left_alone = 0
+        self.num_models: int = 0
+        self.num_averaged: int = 0
+        self.num_left_alone: int = 0
         self._wire = wire
         self._group = wire.group
         self._note = note

@@ -70,7 +70,7 @@ class Agent:
         self.drawn: Any = {}  # by DataLoader, what it was divided into last
         self.snapshot: Any = None  # what `dtkit.engine.snapshot` keeps
         self._parent: dict[str, Any] = {}
-        self.has_run_cells = False
+        self.has_run_cells: bool = False
         self._num_cells = 0
         self._is_leaving = False
         self._was_cut = False

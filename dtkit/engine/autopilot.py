@@ -79,14 +79,14 @@ class Autopilot:
         self._on_layout = on_layout
         self._passes = Passes(on_wait, is_deferred=is_deferred)
         self._ddp = UsersDdp(wire, self.stand_back, note, is_deferred=is_deferred)
-        self.adoption = Adoption(wire, self._passes, note, self.arrange, sharder)
+        self.adoption: Adoption = Adoption(wire, self._passes, note, self.arrange, sharder)
         self._loaders = ShardedLoaders(group, is_global=is_global_batch)
         self._is_users = False
         """Whether the cell distributes its model itself."""
         self._has_noted_whole = self._has_noted_weights = False
         self.layout: Layout | None = None
         """Of the model, if several ranks hold it together."""
-        self.batch_weight = 1.0
+        self.batch_weight: float = 1.0
         """What this rank's gradient weighs in the global batch."""
 
     @property

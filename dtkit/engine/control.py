@@ -36,7 +36,7 @@ class Control:
     """Where this rank is and whether it may go on. One thread runs, another decides."""
 
     def __init__(self) -> None:
-        self.num_steps = 0
+        self.num_steps: int = 0
         self._num_passed = 0
         self._is_asked = False
         self._until = 0

@@ -188,8 +188,9 @@ class ShardedLoaders:
 
     def __init__(self, group: dist.ProcessGroup, *, is_global: bool) -> None:
         self.group = group
-        self.rank, self.num_ranks = dist.get_rank(group), dist.get_world_size(group)
-        self.num_parts = self.num_ranks
+        self.rank: int = dist.get_rank(group)
+        self.num_ranks: int = dist.get_world_size(group)
+        self.num_parts: int = self.num_ranks
         self.is_global = is_global
         self._twins: WeakKeyDictionary[DataLoader[Any], DataLoader[Any]] = WeakKeyDictionary()
         self.batch_sizes: list[int] = []

@@ -26,8 +26,8 @@ class LossScale:
     """
 
     def __init__(self) -> None:
-        self.value = _START
-        self.num_skipped = 0
+        self.value: float = _START
+        self.num_skipped: int = 0
         self._num_good = 0
         self._are_finite: dict[int, bool] = {}
 

@@ -76,7 +76,7 @@ class Position:
     """Counts steps and follows the loaders of a run, in the order in which they are first used."""
 
     def __init__(self) -> None:
-        self.step = 0
+        self.step: int = 0
         """Optimizer steps, those of the run that this one goes on from included."""
         self._numbers: WeakKeyDictionary[DataLoader[Any], int] = WeakKeyDictionary()
         self._passes: dict[int, Pass] = {}

@@ -56,10 +56,10 @@ class Recorder:
         send: Callable[[list[bytes]], None],
     ) -> None:
         self.rank = rank
-        self.num_steps = 0
-        self.batch_size = 0
+        self.num_steps: int = 0
+        self.batch_size: int = 0
         self.num_holders = 1
-        self.has_sent = False
+        self.has_sent: bool = False
         """Whether it is known what this rank sends to average gradients."""
         self.device = device
         self._send = send

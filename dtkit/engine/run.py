@@ -61,13 +61,13 @@ class ActiveRun:
             raise RuntimeError(msg)
         self._agent = owner
         self._group: Group = owner.group
-        self.recipe = Recipe.from_dict(spec["recipe"])
-        self.ranks = tuple(map(int, spec["ranks"]))
-        self.dir = Path(spec["dir"])
+        self.recipe: Recipe = Recipe.from_dict(spec["recipe"])
+        self.ranks: tuple[int, ...] = tuple(map(int, spec["ranks"]))
+        self.dir: Path = Path(spec["dir"])
         self._has_ended, self._depth = False, 0
-        self.start_unix_s = float(spec["start_unix_s"])
-        self.control = Control()
-        self.recorder = Recorder(
+        self.start_unix_s: float = float(spec["start_unix_s"])
+        self.control: Control = Control()
+        self.recorder: Recorder = Recorder(
             self._group.rank,
             self._group.device,
             self.start_unix_s,
@@ -80,11 +80,11 @@ class ActiveRun:
         self.checkpoints: Checkpoints | None = None
         self.wire: Wire | None = None
         """What gradients travel through, if dtkit averages them."""
-        self.autopilot = self._make_autopilot()
+        self.autopilot: Autopilot | None = self._make_autopilot()
         self._name = f"dtkit/{self._group.generation}/{spec['dir']}"
         self._parts = make_parts(self, spec["parts"])
         self._precision = self._make_precision()
-        self.stepping = Stepping(
+        self.stepping: Stepping = Stepping(
             Accumulation(self.recipe.accumulate), self._precision, self.autopilot
         )
         self._watch = Watch(self.recorder, self.control, self.autopilot, self.stepping, self._parts)

@@ -50,7 +50,7 @@ class Snapshot:
     """
 
     def __init__(self, namespace: dict[str, Any]) -> None:
-        self.num_bytes = 0
+        self.num_bytes: int = 0
         self.cursors: list[str] = []
         self._namespace = namespace
         self._names = {name: namespace[name] for name in _users(namespace)}

@@ -50,7 +50,7 @@ class Stepping:
         self._autopilot = autopilot
         self._outcome = REAL
         self._aside: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self.ratio = 1.0
+        self.ratio: float = 1.0
         """What the last written step weighs in its group."""
 
     @property

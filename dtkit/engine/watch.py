@@ -63,7 +63,7 @@ class Watch(Gate):
         parts: Sequence[Part] = (),
     ) -> None:
         self.lead: Optimizer | None = None
-        self.position = Position()
+        self.position: Position = Position()
         self._recorder = recorder
         self._control = control
         self._autopilot = autopilot

@@ -49,7 +49,7 @@ class Handle:
         self._key = key
         self._collective: Collective | None = collective
         self._launched = threading.Event()
-        self.free_s = time.monotonic() + _CYCLE_S
+        self.free_s: float = time.monotonic() + _CYCLE_S
         self._error: BaseException | None = None
         self._result: Any = None
 

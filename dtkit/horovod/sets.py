@@ -68,7 +68,7 @@ class _GlobalSet(ProcessSet):
         self.ranks = None
 
 
-global_process_set = _GlobalSet()
+global_process_set: ProcessSet = _GlobalSet()
 
 
 def number_of(process_set: ProcessSet) -> int:

@@ -70,8 +70,9 @@ class RunState:
     ) -> None:  # fmt: skip
         self.name = name
         self.recipe = recipe
-        self.start_unix_s = time.time() if start_unix_s is None else start_unix_s
-        self.state, self.stall = "starting", ""
+        self.start_unix_s: float = time.time() if start_unix_s is None else start_unix_s
+        self.state: str = "starting"
+        self.stall: str = ""
         self.error: str | None = None
         self.summaries: tuple[dict[str, Any], ...] = ()
         self._lock = threading.Lock()

@@ -42,7 +42,7 @@ class TensorBoard:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = 0
+        self.port: int = 0
         # "a": the process shares the file's position, which reading moves.
         self._log = tempfile.TemporaryFile("a+b")  # noqa: SIM115  it lives as long as the process
         # Its own data server is a second process that could be left behind: --load_fast=false.

@@ -29,7 +29,7 @@ class Operators:
 
     def __init__(self, rows: dict[str, dict[int, float]], ranks: Sequence[int]) -> None:
         self.rows = rows
-        self.ranks = tuple(ranks)
+        self.ranks: tuple[int, ...] = tuple(ranks)
 
 
 def profile_path(run_dir: Path, rank: int) -> Path:

@@ -62,7 +62,7 @@ class Chart:
         self._palette = _palette()
         self._is_large = dpi > _DPI
         self._background: object | None = None
-        self.num_layouts = 0
+        self.num_layouts: int = 0
         """How often the axes were laid out anew."""
 
     @style.context("default")

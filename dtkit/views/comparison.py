@@ -42,9 +42,11 @@ class Comparison:
 
     def __init__(self, runs: Sequence[tuple[RunFacts, History]]) -> None:
         self._runs = tuple(runs)
-        self.names = tuple(facts.name for facts, _ in runs)
-        self.differences = _differences([facts for facts, _ in runs])
-        self.results = {facts.name: _results(facts, history) for facts, history in runs}
+        self.names: tuple[str, ...] = tuple(facts.name for facts, _ in runs)
+        self.differences: dict[str, tuple[Any, ...]] = _differences([facts for facts, _ in runs])
+        self.results: dict[str, dict[str, str]] = {
+            facts.name: _results(facts, history) for facts, history in runs
+        }
 
     def _rows(self) -> list[tuple[str, ...]]:
         rows = [(name, *map(_shown, values)) for name, values in self.differences.items()]

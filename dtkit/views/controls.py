@@ -37,8 +37,8 @@ class Controls:
         self._state = "starting"
         self._clicked_in = ""
         self._is_stopping = False
-        self.has_log_scale = False
-        self.has_all_ranks = False
+        self.has_log_scale: bool = False
+        self.has_all_ranks: bool = False
 
     def build(self, button: Any, layout: Any, num_ranks: int) -> None:
         """Make the buttons `pause`, `stop`, `log_scale` and `all_ranks`.

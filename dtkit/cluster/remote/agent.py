@@ -66,7 +66,7 @@ class Agent:
         self._options = options
         self._controller = (str(info["interface"]).rpartition("/")[2], int(info["registration"]))
         prefix = f"{FOLDER_PREFIX}{options['session']}-host-"
-        self.folder = Path(folder or tempfile.mkdtemp(prefix=prefix))
+        self.folder: Path = Path(folder or tempfile.mkdtemp(prefix=prefix))
         process = Identity.of(os.getpid())
         assert process is not None  # noqa: S101  it is us
         note_agent(self.folder, process)

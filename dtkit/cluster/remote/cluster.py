@@ -75,7 +75,7 @@ class RemoteCluster(AgentsCluster):
     ) -> None:
         super().__init__(record, preload)
         self._launch = launch
-        self.num_ranks = launch.ranks_by_host(num_ranks)
+        self.num_ranks: list[int | None] = launch.ranks_by_host(num_ranks)
         self._fleet = self._new_fleet()
         self.post_guardian()
         try:
@@ -178,7 +178,7 @@ class RemoteCluster(AgentsCluster):
             InvalidInputError: there is no such backend for these slots.
             StartError: an engine did not come up.
         """
-        self.record = replace(
+        self.record: SessionRecord = replace(
             self.record, slots=tuple(map(asdict, slots)), backend=choose_backend(backend, slots)
         )
         self.record.write()

@@ -55,7 +55,7 @@ class MpiFleet:
         self._launch = launch
         self._log = folder / "log" / "mpirun.log"
         self._launcher: Any = None
-        self.num_agents = max(1, len(launch.hosts))
+        self.num_agents: int = max(1, len(launch.hosts))
 
     def own_address(self) -> str:
         """Return the address of this host at which the others are to reach it."""
@@ -146,7 +146,7 @@ class SlurmFleet:
         self._log = log
         self._num_cpus = num_ranks or 1
         self._launcher: Any = None
-        self.num_agents = max(1, launch.nodes)
+        self.num_agents: int = max(1, launch.nodes)
         self.pids: list[int] = []
 
     def own_address(self) -> str:

@@ -127,8 +127,8 @@ class SshFleet:
         self._launch = launch
         self._python = launch.python or sys.executable
         self._options = [*_OPTIONS, *launch.words("ssh")]
-        self.names = tuple(host.name for host in launch.hosts)
-        self.num_agents = len(self.names)
+        self.names: tuple[str, ...] = tuple(host.name for host in launch.hosts)
+        self.num_agents: int = len(self.names)
         self.pids: list[int] = []
         self._launchers: dict[int, Any] = {}
         self._folders: dict[int, str] = {}

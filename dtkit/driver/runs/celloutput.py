@@ -52,7 +52,7 @@ class CellOutput:
         }
         self.results: dict[int, str] = {}
         """What the cell's last expression gave, as text, by rank."""
-        self.num_changes = 0
+        self.num_changes: int = 0
         """Grows with everything that was shown: a renderer may compare it."""
 
     def on_message(self, rank: int, message: dict[str, Any]) -> None:

@@ -44,7 +44,7 @@ class FollowedExecution:
         self._bring_files, self._next_s = bring_files, 0.0
         self._run = run
         self._engines = engines
-        self.ranks = run.ranks
+        self.ranks: tuple[int, ...] = run.ranks
         self.replies: dict[int, Reply] = {}
         self.failing: set[int] = set()
         self._files = {rank: _RankFiles(run.dir, rank) for rank in run.ranks}

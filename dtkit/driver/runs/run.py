@@ -61,17 +61,17 @@ class Run:
         self.cell = cell
         self.recipe = recipe
         self.options = options
-        self.ranks = tuple(ranks)
-        self.environment = environment or {}
+        self.ranks: tuple[int, ...] = tuple(ranks)
+        self.environment: dict[str, Any] = environment or {}
         self.dir = folder
         self.error: BaseException | None = None
-        self.start_unix_s = time.time() if start_unix_s is None else start_unix_s
+        self.start_unix_s: float = time.time() if start_unix_s is None else start_unix_s
         self._state = RunState(name, ranks, str(recipe), self.start_unix_s, is_free=recipe.is_free)
-        self.output = CellOutput(ranks, self._state.handle)
-        self.requests = Requests()
+        self.output: CellOutput = CellOutput(ranks, self._state.handle)
+        self.requests: Requests = Requests()
         self._final: dict[str, object] | None = None
         self._ended = threading.Event()
-        self.shown = threading.Event()
+        self.shown: threading.Event = threading.Event()
         """Cleared by whoever shows the run, until that is done; `wait` waits for it."""
         self.shown.set()
         self._at_end: list[Callable[[Run], None]] = []

@@ -54,9 +54,9 @@ class Timeline:
             )
             raise InvalidInputError(msg)
         self.analysis: Analysis = found
-        self.advice = advise(found)
+        self.advice: tuple[str, ...] = advise(found)
         self._single = _single_rank_run(run)
-        self.efficiency = _efficiency(run, self._single)
+        self.efficiency: float | None = _efficiency(run, self._single)
 
     def facts(self) -> dict[str, str]:
         """Return the numbers of the run as a whole, in words."""
@@ -110,7 +110,7 @@ class Timelines:
     """One timeline, or several side by side."""
 
     def __init__(self, timelines: Sequence[Timeline]) -> None:
-        self.timelines = tuple(timelines)
+        self.timelines: tuple[Timeline, ...] = tuple(timelines)
 
     def _repr_mimebundle_(self, **_kwargs: Any) -> dict[str, str]:
         return {

@@ -62,8 +62,10 @@ class Sweep:
         self, name: str, axes: Mapping[str, Sequence[Any]], rows: Sequence[SweepRow], path: Path
     ) -> None:
         self.name = name
-        self.axes = {axis: tuple(values) for axis, values in axes.items()}
-        self.rows = tuple(rows)
+        self.axes: dict[str, tuple[Any, ...]] = {
+            axis: tuple(values) for axis, values in axes.items()
+        }
+        self.rows: tuple[SweepRow, ...] = tuple(rows)
         self.notes: list[str] = []
         self.path = path
 

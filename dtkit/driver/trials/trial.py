@@ -52,7 +52,7 @@ class Trials:
         self._cell = cell
         self._ranks = tuple(ranks)
         self._has_state = False
-        self.requests = Requests()
+        self.requests: Requests = Requests()
         self.notes: list[str] = []
 
     def is_stopped(self) -> bool:

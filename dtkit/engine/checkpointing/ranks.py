@@ -36,9 +36,9 @@ class Ranks:
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         self._group = group
         self.rank = dist.get_rank(group) if group is not None else 0
-        self.numbers = dist.get_process_group_ranks(group) if group is not None else [0]
+        self.numbers: list[int] = dist.get_process_group_ranks(group) if group is not None else [0]
         """Of the ranks in the whole group."""
-        self.num = len(self.numbers)
+        self.num: int = len(self.numbers)
         # The group's own: a rebuilt group has another, and ours lives on with this reference.
         self._store: Any = (
             dist.distributed_c10d._get_default_store() if self.num > 1 else None  # noqa: SLF001

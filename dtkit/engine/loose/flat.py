@@ -27,11 +27,11 @@ class Flat:
         device: torch.device | None = None,
         num_extra: int = 0,
     ) -> None:
-        self.tensors = tuple(tensors)
+        self.tensors: tuple[torch.Tensor, ...] = tuple(tensors)
         is_wide = any(t.dtype == torch.float64 for t in tensors)
-        self.dtype = torch.float64 if is_wide else torch.float32
-        self.num_values = sum(t.numel() for t in tensors)
-        self.vector = torch.zeros(
+        self.dtype: torch.dtype = torch.float64 if is_wide else torch.float32
+        self.num_values: int = sum(t.numel() for t in tensors)
+        self.vector: torch.Tensor = torch.zeros(
             self.num_values + num_extra, dtype=self.dtype, device=device or tensors[0].device
         )
         self._views = self._cut(self.vector)

@@ -33,7 +33,7 @@ class Hub:
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank = rank
-        self.living = set(range(size))
+        self.living: set[int] = set(range(size))
         self.generation = 0
         self._size = size
         self._changed = threading.Condition()
@@ -43,7 +43,7 @@ class Hub:
         self._given: dict[str, dict[int, torch.Tensor]] = {}
         self._means: dict[str, torch.Tensor] = {}
         self._offered: dict[str, tuple[str, torch.Tensor]] = {}
-        self.rest = torch.empty(0, dtype=torch.uint8)
+        self.rest: torch.Tensor = torch.empty(0, dtype=torch.uint8)
         """What the others shall take over from this rank at the end."""
         self._answers: dict[str, Callable[[int, Message, torch.Tensor | None], Reply]] = {
             "ticket": self._ticket,

@@ -62,7 +62,8 @@ class Mesh:
         answer: Callable[[int, Message, torch.Tensor | None], Reply],
         on_lost: Callable[[int], None],
     ) -> None:
-        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self.rank: int = dist.get_rank(group)
+        self.size: int = dist.get_world_size(group)
         self._answer, self._on_lost = answer, on_lost
         self._is_closed = self._is_cut = False
         self._served: list[Connection] = []

@@ -48,12 +48,12 @@ class Bucket:
         wire: Wire,
         compressor: Compressor | None = None,
     ) -> None:
-        self.params = tuple(params)
-        self.tensors = tuple(tensors)
+        self.params: tuple[torch.Tensor, ...] = tuple(params)
+        self.tensors: tuple[torch.Tensor, ...] = tuple(tensors)
         self.compressor = compressor
         members = [*map(own_part, self.params), *self.tensors]
         num_values = sum(m.numel() for m in members)
-        self.flat = torch.zeros(
+        self.flat: torch.Tensor = torch.zeros(
             num_values + len(self.params), dtype=members[0].dtype, device=members[0].device
         )
         self.views: list[torch.Tensor] = []

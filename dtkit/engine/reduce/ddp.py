@@ -35,7 +35,7 @@ class DdpHook:
 
     def __init__(self, model: DistributedDataParallel | None = None) -> None:
         self._model = None if model is None else weakref.ref(model)
-        self.is_registered = model is not None
+        self.is_registered: bool = model is not None
         self.wire: Wire | None = None
         self.launching: Callable[[list[torch.Tensor]], AbstractContextManager[None]] | None = None
         self._compressors: Compressors | None = None

@@ -41,8 +41,8 @@ class Passes:
         *,
         is_deferred: bool = False,
     ) -> None:
-        self.num_begun = 0
-        self.is_open = False
+        self.num_begun: int = 0
+        self.is_open: bool = False
         self._on_wait = on_wait
         self._is_deferred = is_deferred
         # Holding them: one that lived on some ranks only (cyclic garbage goes when

@@ -51,11 +51,11 @@ class GradSynchronizer:
         sparse: Sequence[torch.Tensor] = (),
         tensors: Callable[[], Sequence[torch.Tensor]] = tuple,
     ) -> None:
-        self.params = tuple(params)
+        self.params: tuple[torch.Tensor, ...] = tuple(params)
         self.wire = wire
         self.due = 0
         self._passes = passes or Passes()
-        self.number = self._passes.next_number()
+        self.number: int = self._passes.next_number()
         self._sparse = tuple(sparse)
         self._tensors = tensors
         self._buckets: list[Bucket] = []

@@ -58,10 +58,10 @@ class Wire:
         strategy: Strategy | None = None,
     ) -> None:
         self.group = group
-        self.strategy = strategy or Strategy()
-        self.compression = compression or Compression()
+        self.strategy: Strategy = strategy or Strategy()
+        self.compression: Compression = compression or Compression()
         self.on_sent = on_sent
-        self.memory = Memory()
+        self.memory: Memory = Memory()
         self.on_launch: Callable[[Bucket], None] = _ignore
         """Called with each bucket just before its averaging begins: it holds the rank's own."""
         self.before_collective: Callable[[], None] = _do_nothing
@@ -69,7 +69,7 @@ class Wire:
         self.spread: Callable[[Sequence[torch.Tensor]], bool] = self._broadcast
         """Called with what all ranks shall have as the first one has it; returns whether all do."""
         is_ours = self.compression.name in WITH_MOMENTUM
-        self.momentum = MomentumCorrection() if is_ours else None
+        self.momentum: MomentumCorrection | None = MomentumCorrection() if is_ours else None
 
     def over(self, group: dist.ProcessGroup) -> Wire:
         """Return the same over other ranks."""

@@ -68,7 +68,9 @@ class Workers:
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._is_quiet = is_quiet
         self._lock = threading.Lock()
-        self.workers = [self._start(number, num_workers) for number in range(num_workers)]
+        self.workers: list[Worker] = [
+            self._start(number, num_workers) for number in range(num_workers)
+        ]
 
     def wait(self, is_due: Callable[[], bool] = lambda: False) -> Worker | None:
         """Wait until all have ended well, or one has not; returns that one.

@@ -30,7 +30,7 @@ class DeltaMixin:
         """Take the parameters, and how their changes travel."""
         self._parameter_names = {param: name for name, param in named}
         self._how = how
-        self.backward_passes_per_step = passes
+        self.backward_passes_per_step: int = passes
 
     def take_part_in(self, memory: object) -> None:
         """Do nothing: nothing is remembered from step to step."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dtkit.compression import WITH_MOMENTUM
+from dtkit.compression import Compression as Method
 from dtkit.engine.reduce import Wire
 from dtkit.engine.reduce.memory import Compressors
 from dtkit.engine.reduce.momentum import MomentumCorrection
@@ -33,11 +34,13 @@ class Compressed:
     """
 
     def __init__(self, method: Remembering, params: Sequence[torch.Tensor]) -> None:
-        self.method = method.method
+        self.method: Method = method.method
         self._params = list(params)
         self._over: tuple[dist.ProcessGroup, Compressors] | None = None
         self._memory: Memory | None = None
-        self.momentum = MomentumCorrection() if method.method.name in WITH_MOMENTUM else None
+        self.momentum: MomentumCorrection | None = (
+            MomentumCorrection() if method.method.name in WITH_MOMENTUM else None
+        )
         """Takes the momentum out of the optimizer's step, if the method applies it."""
 
     def take_part_in(self, memory: Memory, group: dist.ProcessGroup) -> None:

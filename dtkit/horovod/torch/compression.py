@@ -78,7 +78,7 @@ class Remembering(Compressor):
     """
 
     def __init__(self, method: str) -> None:
-        self.method = Method.parse(method)
+        self.method: Method = Method.parse(method)
 
     @staticmethod
     def compress(tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
@@ -96,9 +96,9 @@ class Compression:
     none = NoneCompressor
     fp16 = FP16Compressor
     bf16 = BF16Compressor
-    int8 = Remembering("int8")
-    int4 = Remembering("int4")
-    sign = Remembering("sign")
+    int8: Remembering = Remembering("int8")
+    int4: Remembering = Remembering("int4")
+    sign: Remembering = Remembering("sign")
 
     @staticmethod
     def topk(ratio: float) -> Remembering:

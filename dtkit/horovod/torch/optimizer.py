@@ -51,7 +51,7 @@ class DistributedMixin:
         """Take the parameters' names and what reduces their gradients; None: nothing does."""
         self._parameter_names = {param: name for name, param in named}
         self._gradients = gradients
-        self.backward_passes_per_step = passes
+        self.backward_passes_per_step: int = passes
         compressed = None if gradients is None else gradients.compressed
         self._momentum = None if compressed is None else compressed.momentum
         if self._momentum is not None:

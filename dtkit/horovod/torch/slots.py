@@ -22,9 +22,9 @@ class Slot:
     def __init__(self, name: str, param: torch.Tensor) -> None:
         self.name = name
         self.param = param
-        self.num_left = 1
-        self.is_done = False
-        self.is_now = False
+        self.num_left: int = 1
+        self.is_done: bool = False
+        self.is_now: bool = False
         """Whether it got a gradient in the pass that is going on."""
         self.is_sparse = False
         """Whether some rank had a sparse gradient: then it travels alone."""
@@ -50,13 +50,13 @@ class Bucket:
 
     def __init__(self, number: int, slots: Sequence[Slot]) -> None:
         self.number = number
-        self.num_bytes = sum(slot.param.nbytes for slot in slots)
-        self.slots = list(slots)
+        self.num_bytes: int = sum(slot.param.nbytes for slot in slots)
+        self.slots: list[Slot] = list(slots)
         self.handle: Handle | None = None
         self.sent: AllReduce | None = None
         self.packed: list[tuple[Slot, Any]] = []
 
-        self.num_waiting = len(self.slots)
+        self.num_waiting: int = len(self.slots)
         """Parameters that are not ready yet."""
 
     def recount(self) -> None:

@@ -37,7 +37,7 @@ class LiveChart:
     def __init__(self, curves: Callable[[], Mapping[str, Curve]]) -> None:
         self._curves = curves
         self._widget: Any = None
-        self.is_drawn = False
+        self.is_drawn: bool = False
         """Whether the browser has said that it draws it; it may lack what that takes."""
 
     def build(self) -> Any:  # Any: anywidget is there or not

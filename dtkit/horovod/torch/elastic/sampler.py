@@ -31,10 +31,10 @@ class ElasticSampler(Sampler[int]):
         self.dataset = dataset
         self.shuffle = shuffle
         self.seed = seed
-        self.epoch = 0
+        self.epoch: int = 0
         self.processed_indices: set[int] = set()
         self.indices: list[int] = []
-        self.num_samples = 0
+        self.num_samples: int = 0
         self.reset()
 
     def set_epoch(self, epoch: int) -> None:
