@@ -78,6 +78,8 @@ class Position:
     def __init__(self) -> None:
         self.step: int = 0
         """Optimizer steps, those of the run that this one goes on from included."""
+        self.num_skipped: int = 0
+        """Batches of the cell's loops that an earlier run had trained on."""
         self._numbers: WeakKeyDictionary[DataLoader[Any], int] = WeakKeyDictionary()
         self._passes: dict[int, Pass] = {}
         self._newest: Pass | None = None
@@ -98,6 +100,7 @@ class Position:
         epoch = 0 if before is None else before.epoch + before.has_trained
         begun = Pass(loader, saved["epoch"] if saved else epoch, saved)
         self._passes[number] = self._newest = begun
+        self.num_skipped += begun.num_skipped
         return begun
 
     def got_batch(self, of: Pass) -> None:

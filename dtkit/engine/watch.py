@@ -291,7 +291,7 @@ class Watch(Gate):
 
     def _estimate_total(self) -> None:
         iterations = estimate_iterations(sys._getframe(1))  # noqa: SLF001  the documented way
-        if iterations:
+        if iterations and (iterations := iterations - self.position.num_skipped) > 0:
             total = max(_ESTIMATE_AT_STEP, iterations // max(1, self._num_batches))
             self._recorder.emit(Total(self._recorder.rank, total))
 

@@ -105,11 +105,12 @@ def assert_goes_on(rig: Rig, code: str, name: str, at: int, batch: str = "rank")
     """Assert that resuming at step `at` ends as the cell does that was never stopped."""
     results = []
     for resume in ("", name):
-        rig.session.train(code, recipe=Recipe(batch=batch), options=RunOptions(resume=resume))
+        options = RunOptions(resume=resume)
+        run = rig.session.train(code, recipe=Recipe(batch=batch), options=options)
         results.append((rig.values("losses"), rig.values("state"), rig.common("start.step")))
     (expected, state, _), (losses, resumed_state, step) = results
     assert step == at
-    assert np.shape(losses)[1] == NUM_STEPS - at
+    assert np.shape(losses)[1] == run.view().total_steps == NUM_STEPS - at
     for rank in rig.session.ranks:
         np.testing.assert_allclose(losses[rank], expected[rank][at:], rtol=TOLERANCE)
         np.testing.assert_allclose(resumed_state[rank], state[rank], rtol=TOLERANCE)
