@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import tempfile
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,18 +18,21 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
 from dtkit.chunks import Exported
-from dtkit.cluster import Execution, Reply, Slot
-from dtkit.driver import core
+from dtkit.cluster import Execution, Reply, Slot, place_local
+from dtkit.driver import clusters
 from dtkit.driver.registry import current_session
 from dtkit.driver.session import Session
 from dtkit.magics import MAGICS, PARSERS
 from dtkit.tensorboard import server
+from dtkit.values import HostCheck
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from dtkit.cluster import Wish
     from dtkit.guard.record import SessionRecord
+    from dtkit.launch import Launch
 
 # Any, below: what engines take and answer.
 
@@ -73,6 +77,7 @@ class FakeEngines:
         facts = {"device_name": "none", "torch": "0", "python": "0", "host": "here"}
         answers = {
             "dtkit.engine.transfer:export": Exported(0, pickle.dumps(None), [], [], [], []),
+            "dtkit.engine.group:open_store": ("127.0.0.1", 1),
             "dtkit.engine.refill:export": (b"", [], []),
             "dtkit.engine.check:collect": {
                 key: {} for key in ("parts", "missing", "random", "data")
@@ -98,6 +103,8 @@ class FakeEngines:
 class FakeCluster:
     """A cluster without processes."""
 
+    warnings = ()
+
     def __init__(self, record: SessionRecord, **_options: Any) -> None:
         self.record = record
         self.slots = tuple(Slot(**slot) for slot in record.slots)
@@ -110,6 +117,9 @@ class FakeCluster:
         pass
 
     def leave(self) -> None:
+        pass
+
+    def bring_files(self, _folder: Any) -> None:
         pass
 
 
@@ -125,6 +135,25 @@ class FakeBoard:
         pass
 
 
+class FakeRemoteCluster(FakeCluster):
+    """The same over hosts that are not looked for."""
+
+    def __init__(self, record: SessionRecord, launch: Launch, *_more: Any, **_options: Any) -> None:
+        launch.ranks_by_host(None)
+        super().__init__(record)
+
+    @classmethod
+    def started(
+        cls, record: SessionRecord, launch: Launch, wish: Wish, **_options: Any
+    ) -> FakeRemoteCluster:
+        launch.ranks_by_host(wish.num_ranks)
+        slots = place_local(2, "cpu", oversubscribe=False)
+        return cls(replace(record, slots=tuple(map(asdict, slots)), backend="gloo"), launch)
+
+    def check(self, _for_s: float) -> HostCheck:
+        return HostCheck(problems=(), warnings=(), links=())
+
+
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InteractiveShell]:
     """A shell with the magics, in a folder of its own, without engines."""
@@ -134,7 +163,8 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InteractiveShell
         patch.chdir(folder)
         patch.setenv("DTKIT_UI", "off")
         patch.setattr(tempfile, "tempdir", str(folder))
-        patch.setattr(core, "LocalCluster", FakeCluster)
+        patch.setattr(clusters, "LocalCluster", FakeCluster)
+        patch.setattr(clusters, "RemoteCluster", FakeRemoteCluster)
         patch.setattr(server, "TensorBoard", FakeBoard)
         shell = InteractiveShell.instance(colors="nocolor")
         shell.run_line_magic("load_ext", "dtkit")
