@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import psutil
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -76,6 +78,7 @@ class Slurm:
         return self
 
     def __exit__(self, *_exc: object) -> None:
+        self._end_jobs()
         for daemon in reversed(self._daemons):
             daemon.terminate()
         for daemon in self._daemons:
@@ -84,6 +87,17 @@ class Slurm:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
+        for process in psutil.process_iter():  # a job's own daemons outlive their node's
+            with contextlib.suppress(psutil.Error):  # another user's, or just gone
+                if process.environ().get("SLURM_CONF") == str(self.config):
+                    process.kill()
+
+    def _end_jobs(self) -> None:
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        with contextlib.suppress(subprocess.CalledProcessError):  # it has not come up
+            while self.run("squeue", "--noheader") and time.monotonic() < deadline:
+                self.run("scancel", f"--user={os.geteuid()}")
+                time.sleep(_POLL_S)
 
     @property
     def environment(self) -> dict[str, str]:
