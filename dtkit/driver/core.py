@@ -107,9 +107,7 @@ class SessionCore:
             StartError: an engine did not come up.
             DtkitError: a session is open already.
         """
-        if Registry.session is not None:
-            msg = f"{Registry.session} is open; %dist_shutdown ends it"
-            raise DtkitError(msg)
+        _refuse_a_second()
         begun_s = time.monotonic()
         new_record = partial(
             SessionRecord.new, runs_dir=str(Path(runs_dir).resolve()),
@@ -132,9 +130,7 @@ class SessionCore:
     @classmethod
     def _take_over(cls, session_id: str | None) -> Self:
         """Open the session that a kernel left behind; see `Session.attach`."""
-        if Registry.session is not None:
-            msg = f"{Registry.session} is open; %dist_shutdown ends it"
-            raise DtkitError(msg)
+        _refuse_a_second()
         begun_s = time.monotonic()
         cluster = attached_cluster(choose_orphan(session_id))
         session = cls(cluster)
@@ -269,3 +265,9 @@ class SessionCore:
         if self._is_closed:
             msg = "the session was shut down; start a new one with %dist_init"
             raise ClosedError(msg)
+
+
+def _refuse_a_second() -> None:
+    if Registry.session is not None:
+        msg = f"{Registry.session} is open; %dist_shutdown ends it"
+        raise DtkitError(msg)

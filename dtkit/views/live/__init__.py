@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dtkit._text import OVER
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -37,6 +39,7 @@ class LiveChart:
     def __init__(self, curves: Callable[[], Mapping[str, Curve]]) -> None:
         self._curves = curves
         self._widget: Any = None
+        self._sent: tuple[object, ...] = ()
         self.is_drawn: bool = False
         """Whether the browser has said that it draws it; it may lack what that takes."""
 
@@ -47,9 +50,13 @@ class LiveChart:
         return self._widget
 
     def draw(self, view: RunView) -> None:
-        """Hand the curves over as they are now: all of them, so that a reloaded page has all."""
+        """Hand the curves over if there is something new: all, so that a reloaded page has all."""
         from dtkit.views.chart import alt_text
 
+        now = (view.step, view.state in OVER, *view.metrics.items())
+        if now == self._sent:
+            return
+        self._sent = now
         layout, data = packed(self._curves())
         with self._widget.hold_sync():
             self._widget.alt = alt_text(view)
