@@ -263,8 +263,10 @@ class Supervisor:
         num_asked = self._requests.num_interrupts  # the next may come while this one is served
         has_asked = num_asked > self._num_served
         if has_asked and self._num_served > 1 and is_late:
-            self.replaced = ranks
-            self._engines.signal(signal.SIGKILL, ranks)
+            # A rank that writes its traceback has answered: it is killed if it is all there is.
+            mute = tuple(r for r in ranks if r not in self._execution.failing) or ranks
+            self.replaced += mute
+            self._engines.signal(signal.SIGKILL, mute)
         elif has_asked:
             self._interrupt(ranks)
         if waited_s > _PARKED_S and not self._is_cut_hard:

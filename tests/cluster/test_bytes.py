@@ -29,11 +29,11 @@ import torch
 from torch import nn
 
 def sent():
-    \"\"\"Bytes and packets that left this host, as its interface counted them, and TCP's repeats.\"\"\"
+    \"\"\"Bytes and packets that left this host, as its interface counted, and TCP's repeats.\"\"\"
     line = next(line for line in open("/proc/self/net/dev") if line.strip().startswith("eth0"))
     numbers = line.split(":")[1].split()
-    names, values = (line.split() for line in open("/proc/self/net/snmp") if line.startswith("Tcp:"))
-    return int(numbers[8]), int(numbers[9]), int(values[names.index("RetransSegs")])
+    tcp = [line.split() for line in open("/proc/self/net/snmp") if line.startswith("Tcp:")]
+    return int(numbers[8]), int(numbers[9]), int(tcp[1][tcp[0].index("RetransSegs")])
 
 for spec in sys.argv[1:]:
     training = dtkit.script.begin(compress=spec)
