@@ -9,7 +9,7 @@ In a notebook::
     ...  # an ordinary single-device training cell
 
 On the driver: `Session`, `current_session()`, `last_run`, `last_sweep`,
-`last_tuning`, `runs()` and the errors. On a rank: `log`, `checkpoint`,
+`last_tuning`, `runs()` and the errors. On a rank: `log`, `control`, `checkpoint`,
 `resume`, `shard`, `tensor_parallel` and `pipeline`. Everything is loaded on first use; importing
 dtkit loads neither torch nor widgets.
 """
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dtkit.driver.trials.sweep import Sweep
     from dtkit.driver.trials.tune import BatchTuning, LrTuning
     from dtkit.engine.checkpointing.face import checkpoint, resume
+    from dtkit.engine.livecontrols import control
     from dtkit.engine.log import log
     from dtkit.engine.parallel.pipelining import pipeline
     from dtkit.engine.parallel.sharding import shard
@@ -47,6 +48,7 @@ __all__ = [
     "RankError",
     "Session",
     "checkpoint",
+    "control",
     "current_session",
     "last_run",
     "last_sweep",
@@ -64,6 +66,7 @@ __all__ = [
 _LAZY = {
     "Session": "dtkit.driver.session",
     "checkpoint": "dtkit.engine.checkpointing.face",
+    "control": "dtkit.engine.livecontrols",
     "current_session": "dtkit.driver.registry",
     "log": "dtkit.engine.log",
     "pipeline": "dtkit.engine.parallel.pipelining",

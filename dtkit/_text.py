@@ -254,7 +254,7 @@ def summary_text(
     lines += _table(view)
     stale = staleness_text(view)
     lines += [stale] if stale else []
-    lines += [f"note: {note}" for note in view.notes]
+    lines += [f"note: {text}" for text in view.remarks]
     for block in blocks:
         lines += [f"── {format_ranks(block.ranks, len(view.ranks))} ──"]
         keep = len(block.text) if max_log_chars is None else max_log_chars // len(blocks)

@@ -16,10 +16,12 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 __all__ = [
     "STEP_COLUMNS",
+    "ControlDeclared",
+    "ControlsChanged",
     "Event",
     "LogBatch",
     "Note",
@@ -100,6 +102,32 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
+class ControlDeclared:
+    """The cell asked for a live control for the first time; see `dtkit.livecontrol`."""
+
+    rank: int
+    name: str
+    default: bool | float | str
+    low: float | None
+    high: float | None
+    choices: list[bool | float | str]
+
+
+@dataclass(frozen=True, slots=True)
+class ControlsChanged:
+    """Live controls got new values after a step; the next one is made with them.
+
+    change: the same number on all ranks.
+    """
+
+    rank: int
+    change: int
+    step: int
+    time_s: float
+    values: dict[str, bool | float | str]
+
+
+@dataclass(frozen=True, slots=True)
 class RankEnded:
     """The rank left the run. state: finished, stopped or failed."""
 
@@ -110,10 +138,11 @@ class RankEnded:
     summary: dict[str, Any] = field(default_factory=dict)
 
 
-Event = RankStarted | StepBatch | LogBatch | Total | Note | RankEnded
-_TYPES: dict[str, type[Any]] = {
-    cls.__name__: cls for cls in (RankStarted, StepBatch, LogBatch, Total, Note, RankEnded)
-}
+Event = (
+    RankStarted | StepBatch | LogBatch | Total | Note | ControlDeclared | ControlsChanged
+    | RankEnded
+)  # fmt: skip
+_TYPES: dict[str, type[Any]] = {cls.__name__: cls for cls in get_args(Event)}
 
 
 def encode(event: Event) -> bytes:

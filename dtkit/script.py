@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from dtkit.compression import Compression
-from dtkit.driver.runs.run import Run, create_run
+from dtkit.driver.runs.create import create_run
 from dtkit.engine.accumulate import Accumulation
 from dtkit.engine.autopilot import Autopilot
 from dtkit.engine.control import Control
@@ -32,6 +32,7 @@ from dtkit.options import RunOptions
 from dtkit.recipe import Recipe
 
 if TYPE_CHECKING:
+    from dtkit.driver.runs.run import Run
     from dtkit.engine.parallel.layout import Layout
 
 __all__ = ["Training", "begin", "join"]

@@ -8,7 +8,7 @@ from dtkit.driver.core import SessionCore
 from dtkit.driver.registry import Registry
 from dtkit.driver.requests import Requests
 from dtkit.driver.runs.celloutput import CellOutput
-from dtkit.driver.runs.run import Run, create_run
+from dtkit.driver.runs.create import create_run
 from dtkit.driver.trials.advice import METHODS, advise
 from dtkit.driver.trials.sweep import Sweep, plan_sweep
 from dtkit.driver.trials.trial import Trials
@@ -20,6 +20,8 @@ from dtkit.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    from dtkit.driver.runs.run import Run
 
 
 __all__ = ["CellVerbs"]

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 from dtkit.driver.failures import freed_text, missing_module_hint, survived_text
 from dtkit.driver.memory import memory_line, ran_out_of_memory
+from dtkit.driver.runs.asked import Asked
 from dtkit.driver.stall import StallWatch
 from dtkit.driver.supervisor import Supervisor
-from dtkit.errors import ClusterDiedError, DtkitError
+from dtkit.errors import ClusterDiedError, DtkitError, InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from dtkit.cluster import Engines, Execution
     from dtkit.driver.procgroup import ProcessGroup
@@ -124,14 +125,13 @@ class Conductor:
             supervisor = Supervisor(
                 self._engines, execution, requests,
                 has_steps=run is not None, is_free=run is not None and run.recipe.is_free,
+                **({} if run is None else {"note": run.note}),
             )  # fmt: skip
-            stall = StallWatch(self._engines, run) if run is not None else None
+            look = self._looking(run, supervisor) if run is not None else None
             try:
                 for _ in supervisor.wait():
-                    if run is not None:
-                        run.set_state(supervisor.phase)
-                    if stall is not None and supervisor.phase == "running":
-                        stall.look()
+                    if look is not None:
+                        look()
                     yield
             except BaseException:
                 # Whoever drove us has given up; a closed session has no engines left.
@@ -151,6 +151,18 @@ class Conductor:
                 raise error
         finally:
             self.active = None
+
+    def _looking(self, run: Run, supervisor: Supervisor) -> Callable[[], None]:
+        """Return what is looked at again and again while a run goes on."""
+        stall, asked = StallWatch(self._engines, run), Asked(run.dir)
+
+        def look() -> None:
+            run.set_state(supervisor.phase)
+            if supervisor.phase == "running":
+                stall.look()
+            _pass_on(asked, run)
+
+        return look
 
     def _error(self, supervisor: Supervisor, epilogue: str) -> RankError | None:
         """Return what the cell failed with, with the host's memory if that was too small."""
@@ -186,3 +198,12 @@ class Conductor:
             return "; ".join(filter(None, [freed, "group rebuilt; state kept"]))
         done = self._repair.restart(lost, refill=auto_restart)
         return "; ".join(filter(None, [freed, done, "group rebuilt; the others kept their state"]))
+
+
+def _pass_on(asked: Asked, run: Run) -> None:
+    """Let a run have what another kernel asks of it."""
+    for values in asked.new():
+        try:
+            run.set_controls(**values)
+        except (InvalidInputError, TypeError) as error:
+            run.note(f"another kernel asked in vain: {error}")

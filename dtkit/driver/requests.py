@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
+from typing import TYPE_CHECKING
+
 from dtkit.alarm import Alarm
+
+if TYPE_CHECKING:
+    from dtkit.livecontrol import Value
 
 __all__ = ["Requests"]
 
@@ -15,6 +21,8 @@ class Requests:
         self.is_now: bool = False
         self.is_pause: bool = False
         self.num_interrupts: int = 0
+        self.changes: deque[dict[str, Value]] = deque()
+        """New values of live controls, checked already."""
         self.outcome = ""
         """What was done to the ranks in the end, for the user to read."""
         self.alarm: Alarm = Alarm()
@@ -37,6 +45,11 @@ class Requests:
     def pause(self, is_paused: bool) -> None:  # noqa: FBT001  a callback's signature
         """Ask for a pause after the step, or for its end."""
         self.is_pause = is_paused
+        self.alarm.ring()
+
+    def change(self, values: dict[str, Value]) -> None:
+        """Ask for new values of live controls, all from the same step on."""
+        self.changes.append(values)
         self.alarm.ring()
 
     def interrupt(self) -> None:

@@ -9,6 +9,7 @@ from dtkit.driver.cells import CellVerbs
 from dtkit.driver.check import Check, check
 from dtkit.driver.clusters import check_hosts
 from dtkit.driver.orphans import end_orphan, list_orphans
+from dtkit.driver.registry import Registry
 from dtkit.driver.stall import places
 from dtkit.driver.transfer.verbs import Transfer, pull, push
 from dtkit.driver.waiting import in_background
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from dtkit.driver.runs.run import Run
     from dtkit.launch import Launch
+    from dtkit.livecontrol import Value
     from dtkit.tensorboard.server import TensorBoard
     from dtkit.values import HostCheck
 
@@ -113,6 +115,18 @@ class Session(CellVerbs):
             requests.stop_now()
         else:
             requests.stop()
+
+    def set_controls(self, **values: Value) -> None:
+        """Ask for new values of the running run's live controls; see `Run.set_controls`.
+
+        Raises:
+            InvalidInputError: nothing trains, there is no such control, or it takes no such value.
+        """
+        run = Registry.run
+        if run is None or self._conductor.active is not run.requests:
+            msg = "nothing trains on the ranks; controls are there while %%dist_train runs"
+            raise InvalidInputError(msg)
+        run.set_controls(**values)
 
     def pull(self, name: str, *, rank: int = 0) -> Transfer:
         """Bring an object from a rank; tensors and modules arrive on the CPU.

@@ -11,11 +11,12 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from dtkit.driver.boundary import Boundary
 from dtkit.driver.failures import failure_of
 from dtkit.errors import RankError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from dtkit.cluster import Engines, Execution
     from dtkit.driver.requests import Requests
@@ -48,6 +49,7 @@ class Supervisor:
             cell can only be interrupted.
         is_free: whether its ranks make steps without each other: a rank that dies does not
             stop the others, and each stops at a boundary of its own.
+        note: takes a line for the user.
     """
 
     def __init__(
@@ -58,12 +60,14 @@ class Supervisor:
         *,
         has_steps: bool,
         is_free: bool = False,
+        note: Callable[[str], None] = lambda _text: None,
     ) -> None:
         self._engines = engines
         self._execution = execution
         self._requests = requests
         self._has_steps = has_steps
         self._is_free = is_free
+        self._boundary = Boundary(engines, note, is_free=is_free)
         self.phase: str = "running"
         """running, pausing, paused, stopping or interrupting."""
         self._is_cut = False
@@ -166,12 +170,16 @@ class Supervisor:
             self._release(running)
         elif self._is_stranded():
             self._free(running)
-        elif self._requests.is_stop and self.phase != "stopping":
+        elif self._requests.is_stop:
             self._stop(running)
         elif self._requests.is_pause and self.phase == "running":
-            self._halt(running, "pause")
+            self._boundary.halt(running, "pause")
+            self.phase = "paused"
+        elif self._requests.changes and self._has_steps:
+            values = self._requests.changes.popleft()
+            self._boundary.change(running, values, is_paused=self.phase == "paused")
         elif not self._requests.is_pause and self.phase == "paused":
-            self._engines.control("resume", ranks=running, timeout_s=_CONTROL_TIMEOUT_S)
+            self._boundary.resume(running)
             self.phase = "running"
 
     def _is_urgent(self) -> bool:
@@ -187,25 +195,13 @@ class Supervisor:
         return time.monotonic() - self._failed_s >= _GRACE_S
 
     def _stop(self, ranks: tuple[int, ...]) -> None:
+        if self.phase == "stopping":
+            return
         if self._has_steps:
-            self._halt(ranks, "stop")
+            self._boundary.halt(ranks, "stop")
         else:
             self._interrupt(ranks)
         self.phase = "stopping"
-
-    def _halt(self, ranks: tuple[int, ...], action: str) -> None:
-        """Let all ranks reach the same boundary, and stop or pause there."""
-        answers = self._engines.control("hold", ranks=ranks, timeout_s=_CONTROL_TIMEOUT_S)
-        boundaries = [a["next_boundary"] for a in answers.values() if "next_boundary" in a]
-        if boundaries:
-            until = 0 if self._is_free else max(boundaries)
-            self._engines.control(
-                "release",
-                {"until": until, "action": action},
-                ranks=ranks,
-                timeout_s=_CONTROL_TIMEOUT_S,
-            )
-        self.phase = "paused"
 
     def _ring_soon(self) -> None:
         timer = threading.Timer(_GRACE_S, self._requests.alarm.ring)

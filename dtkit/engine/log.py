@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["log"]
+__all__ = ["current_run", "log"]
 
 
 def log(**metrics: Any) -> None:  # Any: a number, or a tensor with one element
@@ -25,14 +25,15 @@ def log(**metrics: Any) -> None:  # Any: a number, or a tensor with one element
         if not is_number and not hasattr(value, "__float__"):
             msg = f"dtkit.log({name}=…): {type(value).__name__} is not a number"
             raise TypeError(msg)
-    run = _current_run()
+    run = current_run()
     if run is not None:
         run.recorder.log(
             {k: v.detach() if hasattr(v, "detach") else float(v) for k, v in metrics.items()}
         )
 
 
-def _current_run() -> Any:
+def current_run() -> Any:  # Any: ActiveRun, whose module loads torch
+    """Return this rank's run; None outside one, in an engine or not."""
     from dtkit.engine.agent import agent  # IPython is loaded only where it runs
 
     try:

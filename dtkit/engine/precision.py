@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from torch.optim import Optimizer
 
-__all__ = ["Precision", "measure_slowdown", "slowdown_note"]
+__all__ = ["Precision", "make_precision", "measure_slowdown", "slowdown_note"]
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _WORTH_A_NOTE = 1.1
@@ -189,6 +189,18 @@ class Precision:
             self._is_users = True
             self.close_window()
             self._note("--amp: the cell uses autocast or a GradScaler itself and is left to it")
+
+
+def make_precision(
+    name: str, device: torch.device, note: Callable[[str], None]
+) -> Precision | None:
+    """Return what `--amp` asks for, None for `off`; `note` is told if it is slower here."""
+    if name == "off":
+        return None
+    text = slowdown_note(name, measure_slowdown(name, device), device)
+    if text:
+        note(text)
+    return Precision(name, device, note)
 
 
 def measure_slowdown(name: str, device: torch.device) -> float:

@@ -19,10 +19,11 @@ from dtkit.engine.agent import agent
 from dtkit.engine.autopilot import Autopilot
 from dtkit.engine.control import Control, RunStopped
 from dtkit.engine.group import subgroup
+from dtkit.engine.livecontrols import LiveControls
 from dtkit.engine.observe import observing
 from dtkit.engine.parallel.unedited import sharder_of
 from dtkit.engine.parts import make_parts
-from dtkit.engine.precision import Precision, measure_slowdown, slowdown_note
+from dtkit.engine.precision import make_precision
 from dtkit.engine.recorder import Recorder
 from dtkit.engine.reduce import Wire
 from dtkit.engine.shell import current_shell
@@ -66,7 +67,6 @@ class ActiveRun:
         self.dir: Path = Path(spec["dir"])
         self._has_ended, self._depth = False, 0
         self.start_unix_s: float = float(spec["start_unix_s"])
-        self.control: Control = Control()
         self.recorder: Recorder = Recorder(
             self._group.rank,
             self._group.device,
@@ -83,10 +83,16 @@ class ActiveRun:
         self.autopilot: Autopilot | None = self._make_autopilot()
         self._name = f"dtkit/{self._group.generation}/{spec['dir']}"
         self._parts = make_parts(self, spec["parts"])
-        self._precision = self._make_precision()
+        self._precision = make_precision(
+            self.recipe.amp, self._group.device, self._note_if_first
+        )  # fmt: skip
         self.stepping: Stepping = Stepping(
             Accumulation(self.recipe.accumulate), self._precision, self.autopilot
         )
+        self.controls: LiveControls = LiveControls(
+            self.recorder, self.stepping.lr, lambda: self._watch.lead
+        )
+        self.control: Control = Control(self.controls.change)
         self._watch = Watch(self.recorder, self.control, self.autopilot, self.stepping, self._parts)
         self._stack = ExitStack()
 
@@ -133,14 +139,15 @@ class ActiveRun:
         self._has_ended = True
         self._agent.run = None
         try:
+            self.stepping.lr.restore()  # a step that was interrupted has left its factor there
             self._end_parts(state)
             self._stack.close()
         finally:
             if self.autopilot is not None:
                 self._agent.drawn = self.autopilot.drawn()
                 self._sum_up(self.autopilot, has_failed=state == "failed")
-            if self._precision and self._precision.summary() and self._is_first:
-                self.note(self._precision.summary())
+            if self._precision and self._precision.summary():
+                self._note_if_first(self._precision.summary())
             lead = self._watch.lead
             summary = {} if lead is None else {"optimizer": type(lead).__name__}
             self.recorder.emit(
@@ -188,8 +195,8 @@ class ActiveRun:
                 self.note(f"{type(part).__name__} failed at the end: {error}")
 
     def _sum_up(self, autopilot: Autopilot, *, has_failed: bool) -> None:
-        if autopilot.summary() and self._group.rank == autopilot.first_rank:
-            self.note(autopilot.summary())
+        if autopilot.summary():
+            self._note_if_first(autopilot.summary())
         is_compared = not has_failed and not self.recipe.is_free  # these were just made equal
         if self._watch.lead is not None and is_compared:
             text = autopilot.compare_weights(self._watch.lead, self._group.store, self._name)
@@ -233,28 +240,15 @@ class ActiveRun:
         except RuntimeError as error:  # another rank failed, and this one waited for it
             self.note(f"the last steps, not yet {self.recipe.accumulate}, are lost: {error}")
             return
-        if num and self._is_first:
-            self.note(
+        if num:
+            self._note_if_first(
                 f"the last {num} of {self.recipe.accumulate} accumulated steps were made at the "
                 "cell's end, unclipped: no DataLoader said where the data ended"
             )
 
-    @property
-    def _is_first(self) -> bool:
-        return self.autopilot is None or self._group.rank == self.autopilot.first_rank
-
-    def _make_precision(self) -> Precision | None:
-        if self.recipe.amp == "off":
-            return None
-        device = self._group.device
-        precision = Precision(
-            self.recipe.amp, device, lambda text: self.note(text) if self._is_first else None
-        )
-        slowdown = measure_slowdown(self.recipe.amp, device)
-        text = slowdown_note(self.recipe.amp, slowdown, device)
-        if text and self._is_first:
+    def _note_if_first(self, text: str) -> None:
+        if self.autopilot is None or self._group.rank == self.autopilot.first_rank:
             self.note(text)
-        return precision
 
     def _make_autopilot(self) -> Autopilot | None:
         if self.recipe.manual or self.group is None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from dtkit.engine.lrfactor import LrFactor
 from dtkit.engine.models import parameters_of
 from dtkit.engine.parallel.norms import total_norm
 
@@ -50,6 +51,8 @@ class Stepping:
         self._autopilot = autopilot
         self._outcome = REAL
         self._aside: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.lr: LrFactor = LrFactor()
+        """What the user multiplies learning rates with while the run goes on."""
         self.ratio: float = 1.0
         """What the last written step weighs in its group."""
 
@@ -123,6 +126,8 @@ class Stepping:
             self._aside = [(p, p.grad) for p in parameters_of(optimizer) if p.grad is not None]
             for param, _ in self._aside:
                 param.grad = None
+        else:
+            self.lr.apply(optimizer)
         return self._outcome
 
     def after_step(self, optimizer: Optimizer) -> str:
@@ -138,6 +143,7 @@ class Stepping:
 
     def abandon(self, optimizer: Optimizer) -> None:
         """End the group of steps, whether or not it ended in a real one."""
+        self.lr.restore()
         self.ratio = self.accumulation.close(optimizer)
         if self._autopilot is not None:
             self._autopilot.after_step(optimizer)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
 import torch
 
-from dtkit.engine.batches import TimedBatches, num_samples
-from dtkit.engine.loader import shares_of, skip
+from dtkit.engine.feeding import Feeding
 from dtkit.engine.parts import HOOKS, listeners
-from dtkit.engine.position import Position
 from dtkit.engine.progress import estimate_iterations
 from dtkit.engine.stepping import HELD, REAL, SKIPPED, Gate
 from dtkit.events import Total
@@ -25,9 +21,8 @@ if TYPE_CHECKING:
 
     from dtkit.engine.autopilot import Autopilot
     from dtkit.engine.control import Control
-    from dtkit.engine.loader import Share
     from dtkit.engine.parts import Part
-    from dtkit.engine.position import Pass
+    from dtkit.engine.position import Position
     from dtkit.engine.recorder import Recorder
     from dtkit.engine.stepping import Stepping
 
@@ -63,7 +58,6 @@ class Watch(Gate):
         parts: Sequence[Part] = (),
     ) -> None:
         self.lead: Optimizer | None = None
-        self.position: Position = Position()
         self._recorder = recorder
         self._control = control
         self._autopilot = autopilot
@@ -71,25 +65,22 @@ class Watch(Gate):
         super().__init__(stepping)
         self._num_skipped = 0
         self._others: set[int] = set()
-        self._num_batches = 0
-        self._whole: DataLoader[Any] | None = None
-        """Where the newest batch came from, if it may be worth a note that it was not divided."""
-        self._judged: DataLoader[Any] | None = None
-        self._noted: WeakSet[DataLoader[Any]] = WeakSet()
-        self._has_share = False
+        self._feeding = Feeding(
+            recorder, autopilot, stepping.accumulation,
+            boundary=self._boundary, ask=self._ask, listeners=self._tell["saw_batch"],
+        )  # fmt: skip
+        self.position: Position = self._feeding.position
         self._in_closure = False
         self._has_closure_loss = False
 
     def before_backward(self, losses: Sequence[Any], grads: Sequence[Any] | None) -> float:
         """Record the loss; return what this rank's gradient weighs in the global batch."""
         weight, scale = 1.0, self.stepping.before_backward(losses)
-        self._has_share = False
         if not self._in_closure:
             self._boundary()
         if self._autopilot is not None:
             weight = self._autopilot.before_backward()
-            if self._whole is not None:
-                self._judge(self._whole, self._autopilot)
+        self._feeding.used()
         for tell in self._tell["before_backward"]:
             tell()
         # An optimizer with a closure evaluates the loss several times in a step;
@@ -139,12 +130,12 @@ class Watch(Gate):
         elif self._leads(optimizer):
             self._control.stepped()
             self.position.stepped()
-            self._recorder.stepped(float(optimizer.param_groups[0]["lr"]), self.stepping.ratio)
+            self._recorder.stepped(self.stepping.lr.used_by(optimizer), self.stepping.ratio)
             for tell in self._tell["after_step"]:
                 tell(optimizer, self._control.num_steps)
             if self._recorder.num_steps == _ESTIMATE_AT_STEP:
                 self._estimate_total()
-            self._num_batches = 0
+            self._feeding.num_batches = 0
 
     def step_skipped(self, optimizer: Optimizer) -> None:
         """Forget the step that a GradScaler of the cell's skipped."""
@@ -155,7 +146,7 @@ class Watch(Gate):
         self._num_skipped += 1
         self._recorder.log({"skipped_steps": float(self._num_skipped)})
         self._recorder.skipped()
-        self._num_batches = 0
+        self._feeding.num_batches = 0
 
     def hold(self, optimizer: Optimizer) -> None:
         """Hold back a step that a GradScaler of the cell's was to make."""
@@ -164,34 +155,11 @@ class Watch(Gate):
 
     def iterate(self, loader: DataLoader[Any], original: Callable[..., Any]) -> Iterator[Any]:
         """Return the loader's batches, timed, and divided if it is a training loader."""
-        if self._is_evaluating():
-            return TimedBatches(original(loader), None, self._boundary, _forget)
-        twin = self._autopilot.twin(loader) if self._autopilot is not None else None
-        begun = self.position.begin(loader)
-        if twin is not None and begun.num_skipped:
-            skip(twin, begun.num_skipped, begun.skipped)
-        # Not `twin or loader`: that would ask for a length, which it may not have.
-        batches = original(loader if twin is None else twin)
-        if twin is None:
-            begun.skip(batches)
-        shares = None if twin is None else shares_of(twin)
-
-        saw = (
-            partial(self._saw_share, begun)
-            if twin is not None
-            else partial(self._saw_whole, begun, loader)
-        )
-        return TimedBatches(
-            batches, shares, self._ask, saw,
-            looks_ahead=self.stepping.accumulation.is_on, num_skipped=begun.num_skipped,
-        )  # fmt: skip
+        return self._feeding.iterate(loader, original)
 
     def num_batches(self, loader: DataLoader[Any], original: Callable[..., int]) -> int:
         """Return the number of batches that this rank will get."""
-        if self._autopilot is None or self._autopilot.is_evaluating():
-            return original(loader)
-        twin = self._autopilot.twin(loader)
-        return original(loader if twin is None else twin)
+        return self._feeding.length(loader, original)
 
     def _held(self, optimizer: Optimizer) -> None:
         if self.lead in (None, optimizer):
@@ -218,63 +186,6 @@ class Watch(Gate):
         for tell in self._tell["saw_loss"]:
             tell(true_loss, value if given is None else None)
 
-    def _is_evaluating(self) -> bool:
-        if self._autopilot is None:
-            return not torch.is_grad_enabled()
-        return self._autopilot.is_evaluating()
-
-    def _saw_share(
-        self,
-        of: Pass,
-        _batch: Any,
-        share: Share | None,
-        wait_s: float,
-        is_last: bool,  # noqa: FBT001
-    ) -> None:
-        assert self._autopilot is not None  # noqa: S101  for the type checker: it makes shares
-        if share is None:  # the end: what comes next is no share of anything
-            of.is_over = True
-            self._autopilot.batch_weight = 1.0
-            return
-        self._num_batches += 1
-        self._recorder.saw_batch(share.num_samples, share.even, wait_s)
-        self._tell_batch(of, wait_s)
-        self.stepping.accumulation.saw_batch(share.even, is_last=is_last)
-        self._autopilot.weigh(share.weight, is_another=self._has_share)
-        self._has_share = True
-
-    def _saw_whole(
-        self,
-        of: Pass,
-        loader: DataLoader[Any],
-        batch: Any,
-        _share: Share | None,
-        wait_s: float,
-        is_last: bool,  # noqa: FBT001
-    ) -> None:
-        if batch is None:  # the end
-            of.is_over = True
-            return
-        self._num_batches += 1
-        num = num_samples(batch)
-        self._recorder.saw_batch(num, num, wait_s, is_whole=True)
-        self._tell_batch(of, wait_s)
-        self.stepping.accumulation.saw_batch(num, is_last=is_last)
-        if loader is not self._judged:
-            self._whole = loader
-
-    def _tell_batch(self, of: Pass, wait_s: float) -> None:
-        self.position.got_batch(of)
-        for tell in self._tell["saw_batch"]:
-            tell(wait_s)
-
-    def _judge(self, loader: DataLoader[Any], autopilot: Autopilot) -> None:
-        """Tell the user, once, that a loader trains and was not divided."""
-        self._whole, self._judged = None, loader
-        if loader not in self._noted:
-            self._noted.add(loader)
-            autopilot.trained_on_whole(loader)
-
     def _leads(self, optimizer: Optimizer) -> bool:
         """Return whether this optimizer's steps are the run's steps.
 
@@ -282,7 +193,11 @@ class Watch(Gate):
         second one) belongs to its steps; with a batch of its own, or when it
         steps twice without the leader, it leads from then on.
         """
-        if self.lead in (None, optimizer) or self._num_batches > 0 or id(optimizer) in self._others:
+        if (
+            self.lead in (None, optimizer)
+            or self._feeding.num_batches > 0
+            or id(optimizer) in self._others
+        ):
             self.lead = optimizer
             self._others.clear()
             return True
@@ -292,9 +207,5 @@ class Watch(Gate):
     def _estimate_total(self) -> None:
         iterations = estimate_iterations(sys._getframe(1))  # noqa: SLF001  the documented way
         if iterations and (iterations := iterations - self.position.num_skipped) > 0:
-            total = max(_ESTIMATE_AT_STEP, iterations // max(1, self._num_batches))
+            total = max(_ESTIMATE_AT_STEP, iterations // max(1, self._feeding.num_batches))
             self._recorder.emit(Total(self._recorder.rank, total))
-
-
-def _forget(*_details: Any) -> None:
-    """Take a batch that does not train."""

@@ -13,17 +13,19 @@ from IPython.display import display
 
 from dtkit._ranks import format_ranks
 from dtkit.driver.waiting import in_background
+from dtkit.errors import InvalidInputError
 from dtkit.views import render
 from dtkit.views.dashboard import make_dashboard
 from dtkit.views.guarded import GuardedDashboard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from dtkit.driver.requests import Requests
     from dtkit.driver.runs.celloutput import CellOutput, Display
     from dtkit.driver.runs.run import Run
     from dtkit.driver.session import Session
+    from dtkit.livecontrol import Value
 
 __all__ = [
     "ShownCell",
@@ -100,6 +102,7 @@ def show_run(
         make_dashboard(
             on_stop=run.requests.stop,
             on_pause=run.requests.pause,
+            on_control=_steer(run),
             curves=run.curves,
             can_click=can_click,
         ),
@@ -126,6 +129,18 @@ def show_run(
 
     run.shown.clear()
     return showing()
+
+
+def _steer(run: Run) -> Callable[[str, Value], None]:
+    """Return what the panel calls when a live control was moved."""
+
+    def steer(name: str, value: Value) -> None:
+        try:
+            run.set_controls(**{name: value})
+        except InvalidInputError as error:  # it has ended meanwhile
+            run.note(str(error))
+
+    return steer
 
 
 def go_on_in_background(steps: Iterator[None], requests: Requests) -> None:

@@ -16,7 +16,7 @@ from IPython.core.completer import SimpleCompletion, SimpleMatcherResult, contex
 
 from dtkit import compression
 from dtkit.driver.orphans import list_orphans
-from dtkit.driver.registry import current_session
+from dtkit.driver.registry import current_session, last_run
 from dtkit.errors import DtkitError
 from dtkit.magics.awaiting import CELL_MAGICS
 from dtkit.magics.registry import PARSERS
@@ -24,11 +24,12 @@ from dtkit.strategy import STRATEGIES
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from IPython.core.completer import CompletionContext
     from IPython.core.interactiveshell import InteractiveShell
 
+    from dtkit.livecontrol import LiveControl
     from dtkit.magics.arguments import Parser
 
 __all__ = ["install", "uninstall"]
@@ -170,6 +171,8 @@ class _Line:
             typed = typed.rpartition(",")[2]
         if choices:
             return _Found(typed, [(str(choice), "value") for choice in choices])
+        if action.metavar == "VALUE":
+            return _Found(typed, _values_of_control(self._words))
         if action.metavar == "NAME" and not action.option_strings:
             if self._parser.magic == "dist_push":
                 return _Found(typed, self._notebooks_names())
@@ -200,6 +203,19 @@ def _run_names(shell: InteractiveShell) -> list[tuple[str, str]]:
     return [(name, "run") for name in looking.runs()]
 
 
+def _controls() -> Mapping[str, LiveControl]:
+    run = last_run()
+    return run.controls if run is not None and run.state == "running" else {}
+
+
+def _values_of_control(words: Iterable[str]) -> list[tuple[str, str]]:
+    found = next((control for name, control in _controls().items() if name in words), None)
+    if found is None:
+        return []
+    values = ("on", "off") if found.kind == "bool" else found.choices
+    return [(str(value), "value") for value in values]
+
+
 def _with_numbers(kinds: Iterable[str]) -> list[tuple[str, str]]:
     return [(kind, "value") for kind in kinds]
 
@@ -208,6 +224,7 @@ _VALUES: dict[str, Callable[[InteractiveShell], list[tuple[str, str]]]] = {
     "RANKS": lambda _shell: [("all", "rank"), *_ranks()],
     "R": _ranks,
     "RUN": _run_names,
+    "CONTROL": lambda _shell: [(name, "control") for name in dict.fromkeys([*_controls(), "lr"])],
     "ID": lambda _shell: [(orphan.id, "session") for orphan in list_orphans()],
     "METHOD": lambda _shell: _with_numbers(
         f"{name}:{argument.example}" if argument else name

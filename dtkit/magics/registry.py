@@ -10,6 +10,7 @@ from dtkit.magics.looking import RUNS, TENSORBOARD, TIMELINE, DistLookMagics
 from dtkit.magics.opening import INIT, SHUTDOWN, STATUS, WHERE, DistMagics
 from dtkit.magics.repairing import RESET, RESTART, DistRepairMagics
 from dtkit.magics.running import DistCellMagics
+from dtkit.magics.steering import CONTROL, DistControlMagics
 from dtkit.magics.tuning import SWEEP, TUNE, DistTuneMagics
 
 __all__ = ["MAGICS", "PARSERS", "TWINS", "document"]
@@ -17,6 +18,7 @@ __all__ = ["MAGICS", "PARSERS", "TWINS", "document"]
 MAGICS = (
     DistMagics,
     DistCellMagics,
+    DistControlMagics,
     DistObjectMagics,
     DistLookMagics,
     DistOrphanMagics,
@@ -27,7 +29,7 @@ MAGICS = (
 PARSERS = {
     parser.magic: parser
     for parser in (
-        INIT, TRAIN, DIST, STOP, STATUS, WHERE, RESTART, RESET, SHUTDOWN,
+        INIT, TRAIN, DIST, STOP, CONTROL, STATUS, WHERE, RESTART, RESET, SHUTDOWN,
         PUSH, PULL, CHECK, SWEEP, TUNE, RUNS, TENSORBOARD, TIMELINE, EXPORT, ORPHANS,
     )
 }  # fmt: skip
@@ -38,6 +40,7 @@ TWINS = {
     "dist_train": "dtkit.Session.train",
     "dist": "dtkit.Session.execute",
     "dist_stop": "dtkit.Session.stop",
+    "dist_control": "dtkit.Session.set_controls",
     "dist_status": "dtkit.Session.status",
     "dist_where": "dtkit.Session.where",
     "dist_restart": "dtkit.Session.restart",

@@ -13,9 +13,10 @@ from dtkit._where import describe, describe_all, format_seconds
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from dtkit.driver.runs.run import Run
     from dtkit.values import HostLink, Orphan, RankPlace, RankStatus
 
-__all__ = ["LinkTable", "OrphanTable", "PlaceTable", "StageLine", "StatusTable"]
+__all__ = ["ControlTable", "LinkTable", "OrphanTable", "PlaceTable", "StageLine", "StatusTable"]
 
 _GIB = 2**30
 
@@ -144,6 +145,28 @@ class OrphanTable(Table):
             super().__init__(title, head, rows)
         else:
             super().__init__("no session is without a kernel", (), [])
+
+
+class ControlTable(Table):
+    """Live controls of a run as a table; one of them, if it is named."""
+
+    def __init__(self, run: Run, name: str | None = None) -> None:
+        view = run.view()
+        rows = [
+            (
+                found.control.name,
+                str(found.value),
+                found.control.takes,
+                "; ".join(
+                    f"{change.values[found.control.name]} from step {change.step + 1:,} on"
+                    for change in view.changes
+                    if found.control.name in change.values
+                ),
+            )
+            for found in view.controls
+            if name in (None, found.control.name)
+        ]
+        super().__init__(f"run {run.name}", ("control", "now", "takes", "changed to"), rows)
 
 
 def _ends(orphan: Orphan) -> str:

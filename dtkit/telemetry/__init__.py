@@ -4,6 +4,15 @@ from dtkit.telemetry.curves import Curve
 from dtkit.telemetry.history import History
 from dtkit.telemetry.news import News
 from dtkit.telemetry.state import RunState
-from dtkit.telemetry.view import RankView, RunView
+from dtkit.telemetry.view import ControlChange, ControlView, RankView, RunView
 
-__all__ = ["Curve", "History", "News", "RankView", "RunState", "RunView"]
+__all__ = [
+    "ControlChange",
+    "ControlView",
+    "Curve",
+    "History",
+    "News",
+    "RankView",
+    "RunState",
+    "RunView",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,12 +18,13 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-__all__ = ["WINDOW", "RankSeries", "Rows", "Smoother", "binned", "decimate", "last", "mean",
-           "median", "rate_of", "share"]  # fmt: skip
+__all__ = ["WINDOW", "Arrivals", "RankSeries", "Rows", "Smoother", "binned", "decimate", "last",
+           "mean", "median", "rate_of", "share"]  # fmt: skip
 
 WINDOW = 8192
 """Steps kept per rank; a rank may fall this far behind before its row is merged without it."""
 _RECENT_STEPS = 50
+_RECENT_S = 2.0
 _GIB = 2**30
 _RATE_STEPS = 16
 _ROW = ("step", "time_s", "loss", "smooth", "samples", "step_ms", "data_ms", "comm_ms", "lr",
@@ -136,6 +138,33 @@ class Smoother:
                 self._weight = self._decay * self._weight + (1 - self._decay)
             out[i] = self.value
         return out
+
+
+class Arrivals:
+    """When samples came, lately: for a rate that follows what happens now."""
+
+    def __init__(self) -> None:
+        self.num_samples = 0.0
+        self._points: deque[tuple[float, float]] = deque()  # seconds, and samples so far
+
+    def add(self, rows: Rows, num_samples: float) -> None:
+        """Note that rows have come, with so many samples in them."""
+        if not self._points:
+            first_s = rows["time_s"][0] - rows["step_ms"][0] / 1000  # when the first step began
+            self._points.append((float(first_s), 0.0))
+        self.num_samples += num_samples
+        now_s = float(rows["time_s"][-1])
+        self._points.append((now_s, self.num_samples))
+        # Two are kept, whatever their age: a rate lies between two points.
+        while self._points[1][0] < now_s - _RECENT_S:
+            self._points.popleft()
+
+    def rate(self) -> float:
+        """Return samples/s of the last seconds."""
+        if not self._points:
+            return math.nan
+        (t0, n0), (t1, n1) = self._points[0], self._points[-1]
+        return rate_of(n1 - n0, 1000.0 * (t1 - t0))
 
 
 def rate_of(samples: float, ms: float) -> float:

@@ -27,7 +27,8 @@ class History(Mapping[str, "NDArray[np.float64]"]):
     `data_ms`, `comm_ms` (means over ranks), `lr`, `sent_bytes` (what a rank sent
     to average gradients) and `raw_bytes` (what it would have sent without
     compression; both NaN where the cell averages by itself), and every metric
-    given to `dtkit.log` (mean over ranks; NaN in steps that did not log it).
+    given to `dtkit.log` (mean over ranks; NaN in steps that did not log it), and every live
+    control that is a number (`lr_factor` if it was changed).
     Each is (num_steps,) float64.
     """
 
@@ -71,6 +72,7 @@ def history_of(
     rows: Rows,
     logged: Mapping[str, Mapping[int, tuple[float, float]]],
     log_time_s: Mapping[int, float],
+    controls: Mapping[str, Floats],
 ) -> History:
     """Return the columns of merged steps and of what was logged; a copy.
 
@@ -78,6 +80,7 @@ def history_of(
         rows: the merged steps.
         logged: by metric and step, the sum over the ranks and how many they were.
         log_time_s: seconds since the run's start, by step.
+        controls: by live control, its value in each merged step.
     """
     steps = rows["step"].copy()
     extra = sorted(set(log_time_s) - set(steps.astype(int)))
@@ -109,4 +112,6 @@ def history_of(
         for step, (total, count) in values.items():
             found[at[step]] = ratio(total, count)
         columns[name if name not in columns else f"logged_{name}"] = found
+    for name, used in controls.items():
+        columns[name if name not in columns else f"control_{name}"] = column(used)
     return History(columns)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dtkit.events import (
+    ControlDeclared,
+    ControlsChanged,
     Event,
     LogBatch,
     Note,
@@ -20,6 +22,7 @@ from dtkit.events import (
 )
 from dtkit.telemetry._order import InStep, InTime, Order
 from dtkit.telemetry._series import (
+    Arrivals,
     RankSeries,
     Rows,
     Smoother,
@@ -31,22 +34,24 @@ from dtkit.telemetry._series import (
     rate_of,
     share,
 )
+from dtkit.telemetry.controls import ControlsState
 from dtkit.telemetry.curves import Curve, curves_of
 from dtkit.telemetry.history import History, history_of
 from dtkit.telemetry.news import News, metrics_within, newest, rows_from
-from dtkit.telemetry.view import MAX_POINTS, RunView
+from dtkit.telemetry.view import MAX_POINTS, ControlChange, RunView
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
+    from dtkit.livecontrol import LiveControl
+
     Floats = NDArray[np.float64]
 
 __all__ = ["RunState"]
 
 _RECENT_STEPS = 50
-_RECENT_S = 2.0
 _GIB = 2**30
 _SMOOTHING = 0.95
 
@@ -90,9 +95,8 @@ class RunState:
         self._logged: dict[str, dict[int, tuple[float, float]]] = {}
         self._log_time_s: dict[int, float] = {}
         self._end_unix_s: float | None = None
-        self._num_samples = 0.0
-        # (seconds, samples so far) when steps arrived, and when the first step began.
-        self._arrivals: deque[tuple[float, float]] = deque()
+        self._arrivals = Arrivals()
+        self._controls = ControlsState()
 
     def handle(self, event: Event) -> None:
         """Take one event in."""
@@ -130,7 +134,8 @@ class RunState:
     def history(self) -> History:
         """Return every merged step; a copy, so it does not change under the reader."""
         with self._lock:
-            return history_of(self._rows, self._logged, self._log_time_s)
+            controls = self._controls.columns(self._rows["step"], self._changes())
+            return history_of(self._rows, self._logged, self._log_time_s, controls)
 
     def news(self, first_row: int, low: int, high: int | None) -> News:
         """Return the rows from `first_row` on, and metrics of steps above `low` and up to `high`.
@@ -152,10 +157,16 @@ class RunState:
             return curves_of(self._rows, self._logged, list(self._ranks.values()))
 
     @property
+    def controls(self) -> dict[str, LiveControl]:
+        """The live controls of the run, by name."""
+        with self._lock:
+            return self._controls.declared
+
+    @property
     def num_samples(self) -> float:
         """Samples seen by all ranks together in the merged steps."""
         with self._lock:
-            return self._num_samples
+            return self._arrivals.num_samples
 
     def _apply(self, event: Event) -> None:
         if isinstance(event, StepBatch):
@@ -169,6 +180,8 @@ class RunState:
             self._notes.setdefault(event.text)
         elif isinstance(event, RankStarted):
             self._start(event)
+        elif isinstance(event, ControlDeclared | ControlsChanged):
+            self._controls.take(event)
         else:
             self._ranks[event.rank].state = event.state
             self._ranks[event.rank].end_s = event.time_s
@@ -206,6 +219,9 @@ class RunState:
     def _step_at(self, time_s: float) -> int:
         return max(1, int(np.searchsorted(self._rows["time_s"], time_s, side="right")))
 
+    def _changes(self) -> tuple[ControlChange, ...]:
+        return self._controls.changes(self._step_at if self._is_free else None)
+
     def _merge(self) -> None:
         """Turn steps into rows, as far as it is known what belongs to them."""
         block = self._order.take()
@@ -214,32 +230,19 @@ class RunState:
             if math.isfinite(self._smooth.value):
                 self._best_loss = min(self._best_loss, float(np.nanmin(
                     np.append(self._rows["smooth"][-block.shape[1] :], math.inf))))  # fmt: skip
-            self._note_arrival(float(np.nansum(self._rows["samples"][-block.shape[1] :])))
+            num_samples = float(np.nansum(self._rows["samples"][-block.shape[1] :]))
+            self._arrivals.add(self._rows, num_samples)
         early, self._early = self._early, []
         for event in early:
             self._log(event)
 
-    def _note_arrival(self, num_samples: float) -> None:
-        if not self._arrivals:
-            first_s = self._rows["time_s"][0] - self._rows["step_ms"][0] / 1000
-            self._arrivals.append((float(first_s), 0.0))
-        self._num_samples += num_samples
-        now_s = float(self._rows["time_s"][-1])
-        self._arrivals.append((now_s, self._num_samples))
-        # Two are kept, whatever their age: a rate lies between two points.
-        while self._arrivals[1][0] < now_s - _RECENT_S:
-            self._arrivals.popleft()
-
     def _rate(self) -> float:
         """Return samples/s of the last seconds, and of the whole run once it has ended."""
-        if self._end_unix_s:
-            return rate_of(
-                float(np.nansum(self._rows["samples"])), float(np.nansum(self._rows["step_ms"]))
-            )
-        if not self._arrivals:
-            return math.nan
-        (t0, n0), (t1, n1) = self._arrivals[0], self._arrivals[-1]
-        return rate_of(n1 - n0, 1000.0 * (t1 - t0))
+        if not self._end_unix_s:
+            return self._arrivals.rate()
+        return rate_of(
+            float(np.nansum(self._rows["samples"])), float(np.nansum(self._rows["step_ms"]))
+        )
 
     def _view(self) -> RunView:
         rows = self._rows
@@ -279,6 +282,8 @@ class RunState:
             error=self.error,
             staleness=tuple(sorted(self._staleness.items())),
             stall=self.stall if self.state == "running" else "",
+            controls=self._controls.views(),
+            changes=self._changes(),
         )
 
     def _eta_s(self, step_ms: float) -> float:

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from dtkit.livecontrol import LiveControl, Value
+
     Floats = NDArray[np.float64]
 
-__all__ = ["MAX_POINTS", "RankView", "RunView"]
+__all__ = ["MAX_POINTS", "ControlChange", "ControlView", "RankView", "RunView"]
 
 MAX_POINTS = 600
 
@@ -40,6 +42,36 @@ class RankView:
     """Of this rank alone."""
     peak_gib: float
     """GiB (2**30 bytes) of device memory, resident memory on CPU; high-water mark of the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControlView:
+    """A live control and its present value."""
+
+    control: LiveControl
+    value: Value
+
+
+@dataclass(frozen=True, slots=True)
+class ControlChange:
+    """New values of live controls: the step after `step` was the first with them."""
+
+    step: int
+    time_s: float
+    """Since the run's start."""
+    values: dict[str, Value]
+
+    def __str__(self) -> str:
+        """Return "lr_factor 0.5 from step 121 on"."""
+        return f"{self.what} from step {self.step + 1:,} on"
+
+    @property
+    def what(self) -> str:
+        """Names and new values."""
+        return ", ".join(
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in self.values.items()
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +129,11 @@ class RunView:
     """How many steps were made without so many updates of others; empty in step."""
     stall: str = ""
     """Why no step has ended for long, and whom the ranks wait for; empty while steps go on."""
+    controls: tuple[ControlView, ...] = ()
+    changes: tuple[ControlChange, ...] = ()
+    """What the user changed while it went on, in order."""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """The notes, and what was changed by hand."""
+        return (*self.notes, *(f"changed by hand: {change}" for change in self.changes))

@@ -17,20 +17,22 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dtkit._text import OVER, format_loss, format_rate, nonfinite_since
+from dtkit._text import OVER, nonfinite_since
 from dtkit.views.axis import Limits, labels, log_ticks, step_end, ticks
 from dtkit.views.render import BLUE, GREEN
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-    from dtkit.telemetry.view import RunView
+    from dtkit.telemetry.view import ControlChange, RunView
 
     Floats = NDArray[np.float64]
 
-__all__ = ["HEIGHT_PX", "WIDTH_PX", "Chart", "alt_text"]
+__all__ = ["HEIGHT_PX", "WIDTH_PX", "Chart"]
 
 WIDTH_PX, HEIGHT_PX = 740, 240
 """Size on the page; a chart of 200 dpi has twice the pixels in the same place."""
@@ -69,6 +71,8 @@ class Chart:
     def render(self, view: RunView, *, log_scale: bool = False) -> bytes:
         """Return the chart of `view` as PNG: white, opaque, at most about 40 kB."""
         changed = [panel.update(view, log_scale=log_scale) for panel in self._panels]
+        for panel in self._panels:
+            panel.mark(view.changes)
         if any(changed) or self._background is None:
             self._canvas.draw()
             self._background = self._canvas.copy_from_bbox(self._figure.bbox)
@@ -86,25 +90,6 @@ class Chart:
         file = io.BytesIO()
         indexed.save(file, format="png", optimize=self._is_large)
         return file.getvalue()
-
-
-def alt_text(view: RunView) -> str:
-    """Return what the chart shows, in words and numbers."""
-    loss = _last_finite(view.loss_smooth)
-    if math.isnan(loss):
-        first = "Loss: not known yet."
-    else:
-        start = _first_finite(view.loss_smooth)
-        path = f"from {format_loss(start)} to {format_loss(loss)}"
-        first = f"Loss over {view.step:,} steps: {path}, best {format_loss(view.best_loss)}."
-    rate = _last_finite(view.rate)
-    if math.isnan(rate):
-        second = "Samples/s: not known yet."
-    else:
-        low, high = _last_finite(view.rate_low), _last_finite(view.rate_high)
-        band = f"between {format_rate(low)} and {format_rate(high)} by rank"
-        second = f"Samples/s: {format_rate(rate)}, {band}."
-    return f"{first} {second}"
 
 
 class _Panel:
@@ -129,6 +114,11 @@ class _Panel:
         # Places given once spare matplotlib a search at every layout: a third of its time.
         axes.xaxis.set_label_coords(0.5, 0)
         axes.yaxis.set_label_coords(0, 0.5)
+        # Steps after which something was changed by hand: across the height, whatever the scale.
+        (self._marks,) = axes.plot(
+            [], [], color=_MUTED, lw=1, ls=(0, (4, 2)), transform=axes.get_xaxis_transform(),
+            animated=True,
+        )  # fmt: skip
         self._message = axes.text(
             0.5, 0.5, "", transform=axes.transAxes, ha="center", va="center", fontsize=9,
             color=_MUTED, animated=True,
@@ -140,8 +130,13 @@ class _Panel:
         raise NotImplementedError
 
     def draw(self) -> None:
-        for artist in (*self._moving, self._message):
+        for artist in (*self._moving, self._marks, self._message):
             self._axes.draw_artist(artist)
+
+    def mark(self, changes: Sequence[ControlChange]) -> None:
+        """Mark where something was changed by hand; what, the notes say."""
+        steps = [change.step for change in changes]
+        self._marks.set_data(np.repeat(steps, 3), np.tile([0.0, 1.0, np.nan], len(steps)))
 
     def _set_title(self, title: str) -> None:
         font = {"fontsize": 9.5, "fontweight": "bold", "color": _INK}
@@ -274,12 +269,3 @@ def _palette() -> Image.Image:
     image = Image.new("P", (1, 1))
     image.putpalette(np.concatenate(ramps).ravel().tolist())
     return image
-
-
-def _first_finite(values: Floats) -> float:
-    finite = values[np.isfinite(values)]
-    return float(finite[0]) if len(finite) else math.nan
-
-
-def _last_finite(values: Floats) -> float:
-    return _first_finite(values[::-1])

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from IPython.display import DisplayHandle
 
+    from dtkit.livecontrol import Value
     from dtkit.output import OutputBlock
     from dtkit.telemetry import Curve
     from dtkit.telemetry.view import RunView
@@ -60,6 +61,7 @@ def make_dashboard(
     *,
     on_stop: Callable[[], None],
     on_pause: Callable[[bool], None],
+    on_control: Callable[[str, Value], None] = lambda _name, _value: None,
     curves: Callable[[], Mapping[str, Curve]] | None = None,
     ui: str = "auto",
     can_click: bool = True,
@@ -69,6 +71,7 @@ def make_dashboard(
     Args:
         on_stop: called when Stop is pressed, on the main thread or another; must only set flags.
         on_pause: the same for Pause (True) and Resume (False).
+        on_control: called with a live control's name and its new value; must only set flags.
         curves: returns all that can be drawn of the run, for charts in the browser.
         ui: auto, live, widgets, html, text or off. auto asks the environment variable
             DTKIT_UI, then takes live (charts in the browser) in a notebook if anywidget is
@@ -90,6 +93,7 @@ def make_dashboard(
         return WidgetDashboard(
             on_stop=on_stop,
             on_pause=on_pause,
+            on_control=on_control,
             curves=curves if kind == "live" else None,
             can_click=can_click,
         )

@@ -15,6 +15,7 @@ from dtkit.views import render
 from dtkit.views.controls import Controls
 from dtkit.views.live import LiveChart
 from dtkit.views.picture import PictureChart
+from dtkit.views.steering import Steering
 from dtkit.views.summary import ranks_panel, summary_bundle
 from dtkit.views.terminal import Pace
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from IPython.display import DisplayHandle
 
+    from dtkit.livecontrol import Value
     from dtkit.output import OutputBlock
     from dtkit.telemetry import Curve
     from dtkit.telemetry.view import RunView
@@ -52,6 +54,7 @@ class WidgetDashboard:
     Args:
         on_stop: as in `make_dashboard`.
         on_pause: as in `make_dashboard`.
+        on_control: as in `make_dashboard`.
         curves: as in `make_dashboard`; None: the chart is a picture.
         can_click: as in `make_dashboard`.
         clock: seconds that pass.
@@ -63,6 +66,7 @@ class WidgetDashboard:
         *,
         on_stop: Callable[[], None],
         on_pause: Callable[[bool], None],
+        on_control: Callable[[str, Value], None] = lambda _name, _value: None,
         curves: Callable[[], Mapping[str, Curve]] | None = None,
         can_click: bool = True,
         clock: Clock = time.monotonic,
@@ -73,6 +77,7 @@ class WidgetDashboard:
         self._slow_pace = Pace(_CHART_INTERVAL_S, clock, cpu_clock, 0.03)
         self._controls = Controls(on_stop, on_pause, self._slow_pace.hurry, can_click=can_click)
         self._live = LiveChart(curves) if curves is not None else None
+        self._steering = Steering(on_control, can_click=can_click)
         self._picture: PictureChart | None = None
         self._clock, self._begun_s = clock, clock()
         self._handle: DisplayHandle | None = None
@@ -152,6 +157,7 @@ class WidgetDashboard:
             w.VBox([controls.all_ranks, self._ranks], layout=w.Layout(**pane)),
             w.VBox([self._logs], layout=w.Layout(**pane, flex_flow="column-reverse")),
             w.VBox([self._notes], layout=w.Layout(**pane)),
+            w.VBox([self._steering.build(is_live=self._live is not None)], layout=w.Layout(**pane)),
         ], layout=w.Layout(width="100%", margin="0"))  # fmt: skip
         first = w.HBox([self._state, controls.pause, controls.stop], layout=w.Layout(**line))
         second = w.HBox([controls.log_scale, self._metrics], layout=w.Layout(**line))
@@ -171,8 +177,10 @@ class WidgetDashboard:
         self._tabs.titles = (
             f"Ranks ▲ {len(slow)} slow" if slow else f"Ranks ({len(view.ranks)})",
             f"Logs ({len(blocks)})" if blocks else "Logs",
-            f"Notes ({len(view.notes)})" if view.notes else "Notes",
+            f"Notes ({len(view.remarks)})" if view.remarks else "Notes",
+            "Controls",
         )
+        self._steering.draw(view)
         self._ranks.value = ranks_panel(view, is_full=self._controls.has_all_ranks)
         self._notes.value = render.notes_list(view)
         self._logs.value = render.log_blocks(
@@ -185,6 +193,7 @@ class WidgetDashboard:
             self._live.draw(view)
             if not self._live.is_drawn and self._clock() - self._begun_s > _MUST_DRAW_WITHIN_S:
                 self._live = None
+                self._steering.use_buttons()
                 self._controls.log_scale.layout.display = None
                 self._show_picture()
         if self._picture is not None:

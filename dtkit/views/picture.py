@@ -6,6 +6,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from dtkit._text import OVER
+from dtkit.views.alt import alt_text
 
 if TYPE_CHECKING:
     from dtkit.telemetry.view import RunView
@@ -33,9 +34,7 @@ class PictureChart:
 
     def draw(self, view: RunView, *, log_scale: bool) -> None:
         """Draw the run as it is now, if that is something new."""
-        from dtkit.views.chart import alt_text
-
-        drawn = (view.step, view.state in OVER, log_scale)
+        drawn = (view.step, view.state in OVER, log_scale, len(view.changes))
         if drawn != self._drawn:
             self._drawn = drawn
             self._image.value = self._chart.render(view, log_scale=log_scale)

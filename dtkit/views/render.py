@@ -134,10 +134,10 @@ def ranks_table(view: RunView, *, is_full: bool = False) -> str:
 
 
 def notes_list(view: RunView) -> str:
-    """Return what dtkit did to the cell, one item each."""
-    if not view.notes:
+    """Return what dtkit did to the cell, and what was changed by hand, one item each."""
+    if not view.remarks:
         return f'<div style="{_TEXT};{_MUTED}">nothing to note</div>'
-    items = "".join(f'<li style="margin:0 0 4px 0">{escape(note)}</li>' for note in view.notes)
+    items = "".join(f'<li style="margin:0 0 4px 0">{escape(text)}</li>' for text in view.remarks)
     return f'<ul style="{_TEXT};margin:0;padding:0 0 0 20px">{items}</ul>'
 
 

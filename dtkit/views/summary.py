@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dtkit._text import MAX_ROWS, OVER, summary_text
 from dtkit.views import render
+from dtkit.views.alt import alt_text
 from dtkit.views.staleness import staleness_bars
 
 if TYPE_CHECKING:
@@ -49,8 +50,6 @@ def card(view: RunView, blocks: Sequence[OutputBlock], png: bytes) -> str:
 
     While the run goes on nothing in it folds, because drawing again would fold it.
     """
-    from dtkit.views.chart import alt_text
-
     is_live = view.state not in OVER
     source = base64.b64encode(png).decode()
     chart = (
@@ -67,7 +66,7 @@ def card(view: RunView, blocks: Sequence[OutputBlock], png: bytes) -> str:
         chart,
         ranks_panel(view),
         _all_ranks(view) if not is_live else "",
-        render.notes_list(view) if view.notes else "",
+        render.notes_list(view) if view.remarks else "",
         logs if blocks else "",
     ]
     body = "".join(f'<div style="{_SECTION}">{section}</div>' for section in sections if section)

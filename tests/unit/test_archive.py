@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from dtkit.driver.runs.archive import load, runs
-from dtkit.driver.runs.run import Run, create_run
+from dtkit.driver.runs.create import create_run
+from dtkit.driver.runs.run import Run
 from dtkit.errors import InvalidInputError
 from dtkit.events import STEP_COLUMNS, LogBatch, RankEnded, RankStarted, StepBatch, encode
 from dtkit.options import RunOptions

@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 from run_views import make_empty_view, make_view
 
+from dtkit.views.alt import alt_text
 from dtkit.views.axis import Limits, labels, log_ticks, step_end, ticks
-from dtkit.views.chart import HEIGHT_PX, WIDTH_PX, Chart, alt_text
+from dtkit.views.chart import HEIGHT_PX, WIDTH_PX, Chart
 
 BLUE, GREEN, ALARM = (0x00, 0x72, 0xB2), (0x00, 0x9E, 0x73), (0xB3, 0x47, 0x00)
 MAX_BYTES = 40_000

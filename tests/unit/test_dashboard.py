@@ -217,7 +217,7 @@ def test_an_update_draws_all_parts(dashboard: WidgetDashboard, clock: Clock) -> 
         assert part in html
     assert image(dashboard) != before
     (tabs,) = find(dashboard, ipywidgets.Tab)
-    assert tabs.titles == ("Ranks (4)", "Logs (1)", "Notes (2)")
+    assert tabs.titles == ("Ranks (4)", "Logs (1)", "Notes (2)", "Controls")
     assert 'role="img" aria-label="Loss over 200 steps' in html
 
 

@@ -36,12 +36,14 @@ BASE = (
     "dtkit.recipe",
     "dtkit.export",
     "dtkit.launch",
+    "dtkit.livecontrol",
     "dtkit.values",
     "dtkit.views.staleness",
     "dtkit._text",
     "dtkit._where",
 )
 VIEW = (
+    "dtkit.views.alt",
     "dtkit.views.axis",
     "dtkit.views.chart",
     "dtkit.views.comparison",
@@ -53,6 +55,7 @@ VIEW = (
     "dtkit.views.picture",
     "dtkit.views.render",
     "dtkit.views.runstable",
+    "dtkit.views.steering",
     "dtkit.views.summary",
     "dtkit.views.sweeptable",
     "dtkit.views.sweepview",
@@ -94,6 +97,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "dtkit.trace": ("numpy", *BASE),
     "dtkit.tensorboard": ("tensorboard", "dtkit.telemetry", "numpy", *BASE),
     "dtkit.views": (),
+    "dtkit.views.alt": MAY_VIEW,
     "dtkit.views.axis": ("matplotlib", *MAY_VIEW),
     "dtkit.views.chart": ("matplotlib", "PIL", *MAY_VIEW),
     "dtkit.views.comparison": ("matplotlib", *MAY_VIEW),
@@ -102,6 +106,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "dtkit.views.guarded": MAY_VIEW,
     "dtkit.views.render": MAY_VIEW,
     "dtkit.views.runstable": MAY_VIEW,
+    "dtkit.views.steering": ("ipywidgets", *MAY_VIEW),
     "dtkit.views.summary": MAY_VIEW,
     "dtkit.views.sweeptable": MAY_VIEW,
     "dtkit.views.sweepview": ("matplotlib", *MAY_VIEW),
@@ -147,7 +152,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "dtkit.errors",
     ),
     # A script that %dist_export wrote imports it: engine and run in one process.
-    "dtkit.script": ("torch", "dtkit.engine", "dtkit.horovod", "dtkit.driver.runs.run", *BASE),
+    "dtkit.script": ("torch", "dtkit.engine", "dtkit.horovod", "dtkit.driver.runs", *BASE),
     # Starts ranks; imports no torch, so that it answers at once.
     "dtkit.horovod.launch": (
         "cloudpickle",
@@ -171,6 +176,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "dtkit.errors",
         "dtkit.events",
         "dtkit.guard",
+        "dtkit.livecontrol",
         "dtkit.recipe",
         "dtkit.trace",  # the rows that it writes
     ),
@@ -182,6 +188,7 @@ MAY_IMPORT_LAZILY: dict[str, tuple[str, ...]] = {
         "dtkit.driver",
         "dtkit.magics",
         "dtkit.engine.checkpointing.face",
+        "dtkit.engine.livecontrols",
         "dtkit.engine.log",
         "dtkit.engine.parallel",
         "IPython",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from dtkit.driver.runs.run import create_run
+from dtkit.driver.runs.create import create_run
 from dtkit.options import RunOptions
 from dtkit.recipe import Recipe
 

@@ -20,6 +20,7 @@ from dtkit.events import RankStarted, StepBatch, Total
 from dtkit.output import OutputBlock
 from dtkit.telemetry import RunState, RunView
 from dtkit.views import chart, render
+from dtkit.views.alt import alt_text
 from dtkit.views.summary import card, summary_bundle
 
 if TYPE_CHECKING:
@@ -418,7 +419,7 @@ def test_the_bundle_has_a_card_a_picture_and_text() -> None:
     document = Document(html)
     source = next(value for value in document.of("src"))
     assert source == f"data:image/png;base64,{bundle['image/png']}"
-    assert document.of("alt") == [chart.alt_text(view)]
+    assert document.of("alt") == [alt_text(view)]
     assert "✔ finished" in document.text
     assert "epoch 1" in document.text
     assert bundle["text/plain"] == _text.summary_text(view, BLOCKS)

@@ -10,7 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from dtkit.driver.runs.run import create_run
+from dtkit.driver.runs.create import create_run
 from dtkit.events import STEP_COLUMNS, LogBatch, StepBatch
 from dtkit.options import RunOptions
 from dtkit.recipe import Recipe

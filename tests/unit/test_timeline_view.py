@@ -14,7 +14,7 @@ from test_trace_files import write_rows
 from traces import Plan, make_traces
 
 from dtkit.driver.runs.archive import runs
-from dtkit.driver.runs.run import create_run
+from dtkit.driver.runs.create import create_run
 from dtkit.driver.runs.timeline import Timeline, timeline_of
 from dtkit.errors import InvalidInputError
 from dtkit.events import RankStarted, encode

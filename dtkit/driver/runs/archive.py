@@ -62,6 +62,13 @@ class Runs(Mapping[str, Run]):
         found = [read_facts(path.parent) for path in self.folder.glob("*/run.json")]
         return sorted(found, key=lambda facts: (facts.start_unix_s, facts.name), reverse=True)
 
+    def newest_running(self) -> Run | None:
+        """Return the newest run that goes on, whichever kernel drives it; None: there is none."""
+        for facts in self.facts():
+            if _has_driver(facts) or (facts.state not in _OVER and _session_of(facts.dir)):
+                return load(facts.dir)
+        return None
+
     def delete(self, *names: str) -> None:
         """Remove the folders of runs, with everything in them.
 
@@ -160,7 +167,8 @@ def load(folder: str | Path) -> Run:
     replay_output(run)
     for note in facts.notes:
         run.replay(Note(facts.ranks[0], note))
-    if not _has_driver(facts) and not _session_of(folder):
+    run.driven = "elsewhere" if _has_driver(facts) else "by nobody"
+    if run.driven == "by nobody" and not _session_of(folder):
         state, error = _ending(facts, ended)
         run.replay_end(state, error, facts.start_unix_s + last_s)
     return run

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 import threading
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtkit.driver.requests import Requests
+from dtkit.driver.runs.asked import ask
 from dtkit.driver.runs.celloutput import CellOutput
-from dtkit.driver.runs.companions import accompany
-from dtkit.driver.runs.rundir import driver, new_folder, write_facts
-from dtkit.errors import DtkitError
+from dtkit.driver.runs.rundir import write_facts
+from dtkit.errors import DtkitError, InvalidInputError
 from dtkit.events import Note
+from dtkit.livecontrol import settings
 from dtkit.telemetry import RunState
 
 if TYPE_CHECKING:
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
     from dtkit.driver.runs.timeline import OperatorTable, Timeline
     from dtkit.events import Event
+    from dtkit.livecontrol import LiveControl, Value
     from dtkit.options import RunOptions
     from dtkit.recipe import Recipe
-    from dtkit.telemetry import Curve, History, News, RunView
+    from dtkit.telemetry import ControlChange, Curve, History, News, RunView
 
-__all__ = ["Run", "create_run"]
+__all__ = ["Run"]
 
 _SHOWN_TIMEOUT_S = 5.0
 
@@ -75,6 +76,8 @@ class Run:
         """Cleared by whoever shows the run, until that is done; `wait` waits for it."""
         self.shown.set()
         self._at_end: list[Callable[[Run], None]] = []
+        self.driven: str = "here"
+        """Or, if it was read back while it went on, elsewhere or by nobody."""
 
     @classmethod
     def load(cls, folder: str | Path) -> Run:
@@ -120,6 +123,44 @@ class Run:
     def curves(self) -> dict[str, Curve]:
         """Return what can be drawn of the run so far, by its name."""
         return self._state.curves()
+
+    @property
+    def controls(self) -> dict[str, LiveControl]:
+        """The live controls that it has: `lr_factor`, and those that its cell has asked for."""
+        return self._state.controls
+
+    @property
+    def changes(self) -> tuple[ControlChange, ...]:
+        """What was changed of them while it went on, in order."""
+        return self._state.view().changes
+
+    def set_controls(self, **values: Value) -> None:
+        """Ask for new values of live controls, on all ranks from the same step on.
+
+        Returns at once; `changes` has them when they were made. With `async` and `gossip`
+        each rank takes them at a step of its own.
+
+        Args:
+            values: by control. `lr` makes that the first learning rate of the next step, by
+                way of `lr_factor`, unless the cell has a control of that name.
+
+        Raises:
+            InvalidInputError: the run is over, has no such control, or that takes no such value.
+        """
+        if self.state != "running":
+            msg = f"run {self.name!r} has ended ({self.state}): nothing of it can be changed"
+            raise InvalidInputError(msg)
+        if not values:
+            msg = f"nothing to change: name a control, one of {', '.join(self.controls)}"
+            raise InvalidInputError(msg)
+        checked = settings(self.controls, values)
+        if self.driven == "by nobody":
+            msg = f"no kernel drives run {self.name!r}: %dist_init --attach takes it over first"
+            raise InvalidInputError(msg)
+        if self.driven == "elsewhere":
+            ask(self.dir, checked)
+        else:
+            self.requests.change(checked)
 
     def stop(self) -> None:
         """Ask every rank to stop after its current step."""
@@ -235,23 +276,7 @@ class Run:
 
     def write(self) -> None:
         """Write `run.json`: whole or not at all."""
-        view = self._state.view()
-        facts = {
-            "name": self.name,
-            "state": view.state,
-            "recipe": self.recipe.to_dict(),
-            "options": asdict(self.options),
-            "environment": self.environment,
-            "ranks": list(self.ranks),
-            "start_unix_s": self.start_unix_s,
-            "elapsed_s": view.elapsed_s,
-            "num_steps": view.step,
-            "loss": None if math.isnan(view.loss) else view.loss,
-            "notes": list(view.notes),
-            "error": view.error,
-            "driver": driver(),
-        }
-        write_facts(self.dir, facts)
+        write_facts(self)
 
     def _repr_mimebundle_(self, **_kwargs: Any) -> dict[str, object]:
         from dtkit.views.summary import summary_bundle  # loads matplotlib: only when shown
@@ -266,29 +291,3 @@ class Run:
         view = self._state.view()
         loss = "" if math.isnan(view.loss) else f", loss {view.loss:.4g}"
         return f"Run({self.name!r}, {self.state}, {view.step} steps{loss})"
-
-
-def create_run(
-    runs_dir: Path,
-    cell: str,
-    *,
-    recipe: Recipe,
-    options: RunOptions,
-    ranks: Sequence[int],
-    name: str | None = None,
-    environment: dict[str, Any] | None = None,
-) -> Run:
-    """Create a run and its folder.
-
-    Raises:
-        InvalidInputError: the name is no plain file name.
-    """
-    folder = new_folder(runs_dir, name)
-    run = Run(
-        folder.name, cell, folder, recipe=recipe, options=options, ranks=ranks,
-        environment=environment,
-    )  # fmt: skip
-    (folder / "cell.py").write_text(cell)
-    run.write()
-    accompany(run)
-    return run

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -14,7 +16,9 @@ from dtkit.errors import InvalidInputError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["driver", "new_folder", "write_facts"]
+    from dtkit.driver.runs.run import Run
+
+__all__ = ["new_folder", "write_facts"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -52,14 +56,30 @@ def _made(parent: Path, base: str) -> Path:
             return folder.resolve()
 
 
-def write_facts(folder: Path, facts: dict[str, Any]) -> None:  # Any: JSON
-    """Write `run.json`."""
-    temporary = folder / "run.json.tmp"
+def write_facts(run: Run) -> None:
+    """Write `run.json`: whole or not at all."""
+    view = run.view()
+    facts = {
+        "name": run.name,
+        "state": view.state,
+        "recipe": run.recipe.to_dict(),
+        "options": asdict(run.options),
+        "environment": run.environment,
+        "ranks": list(run.ranks),
+        "start_unix_s": run.start_unix_s,
+        "elapsed_s": view.elapsed_s,
+        "num_steps": view.step,
+        "loss": None if math.isnan(view.loss) else view.loss,
+        "notes": list(view.notes),
+        "error": view.error,
+        "driver": _driver(),
+    }
+    temporary = run.dir / "run.json.tmp"
     temporary.write_text(json.dumps(facts, indent=2) + "\n")
-    temporary.replace(folder / "run.json")
+    temporary.replace(run.dir / "run.json")
 
 
-def driver() -> dict[str, Any]:
+def _driver() -> dict[str, Any]:  # Any: JSON
     """Return who drives the run, so that another kernel can tell whether it goes on."""
     process = psutil.Process()
     return {"pid": process.pid, "start_unix_s": process.create_time()}

@@ -75,6 +75,8 @@ class Checkpoints(Part):
         else:
             position.go_on_from(extra)
             self._run.stepping.load(optimizers, extra["stepping"])
+            # Where the earlier run was told to go on; an older dtkit kept none of it.
+            self._run.controls.change(0, extra.get("controls", {}))
             self._say(f"resumed from {where}")
         self.resume_from = None
 
@@ -93,7 +95,11 @@ class Checkpoints(Part):
             self._run.wire.before_collective()
         if self._run.recipe.is_free:  # a number that all agree on: each has made its own steps
             mark["step"] = max(self._ranks.together(lambda: mark["step"]))
-        extra = {**mark, "stepping": self._run.stepping.state(_optimizers(objects))}
+        extra = {
+            **mark,
+            "stepping": self._run.stepping.state(_optimizers(objects)),
+            "controls": dict(self._run.controls.values),
+        }
         self._pending = self._writer.save(objects, extra, step=mark["step"], epoch=mark["epoch"])
         return self._pending
 

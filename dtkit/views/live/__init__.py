@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dtkit._text import OVER
+from dtkit.views.alt import alt_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -51,9 +52,7 @@ class LiveChart:
 
     def draw(self, view: RunView) -> None:
         """Hand the curves over if there is something new: all, so that a reloaded page has all."""
-        from dtkit.views.chart import alt_text
-
-        now = (view.step, view.state in OVER, *view.metrics.items())
+        now = (view.step, view.state in OVER, len(view.changes), *view.metrics.items())
         if now == self._sent:
             return
         self._sent = now
@@ -61,6 +60,7 @@ class LiveChart:
         with self._widget.hold_sync():
             self._widget.alt = alt_text(view)
             self._widget.layout_of = layout
+            self._widget.marks = [[change.step, change.what] for change in view.changes]
             self._widget.data = data
 
     def _hear(self, _widget: object, content: object, _buffers: object) -> None:
@@ -91,6 +91,7 @@ def _widget_class() -> Any:
         _css = (_HERE / "uPlot.min.css").read_text() + (_HERE / "chart.css").read_text()
         layout_of: Any = List().tag(sync=True)
         data = Bytes().tag(sync=True)
+        marks: Any = List().tag(sync=True)
         alt = Unicode().tag(sync=True)
 
     return Charts

@@ -82,7 +82,6 @@ class Panel {
       this.choice.replaceChildren(...names.map((name) => new Option(name, name)));
     }
     this.choice.value = this.name;
-    this.plot.setAttribute("aria-label", this.model.get("alt"));
     this.draw();
   }
 
@@ -97,6 +96,7 @@ class Panel {
     }
     const isLog = this.log.checked && columns.slice(1).some((c) => c.some((v) => v > 0));
     if (isLog) for (let i = 1; i < columns.length; i++) columns[i] = columns[i].map((v) => (v > 0 ? v : null));
+    this.plot.setAttribute("aria-label", this.words(columns, labels));
     const how = [this.name, labels.join(), isLog, this.plot.clientWidth, this.ink()].join("|");
     if (how !== this.drawnAs) {
       this.drawnAs = how;
@@ -139,8 +139,40 @@ class Panel {
       series: [{ label: "step", value: (_, value) => (value == null ? "–" : value) }, ...series],
       bands: isRate ? [{ series: [3, 2], fill: "rgba(0,158,115,0.25)" }] : [],
       cursor: { drag: { x: true, y: false } },
-      hooks: { setScale: [(plot, key) => this.zoomed(plot, key)] },
+      hooks: { setScale: [(plot, key) => this.zoomed(plot, key)], draw: [(plot) => this.mark(plot)] },
     };
+  }
+
+  // Where something was changed by hand: a line across, and what it was.
+  mark(plot) {
+    const { ctx, bbox } = plot, px = devicePixelRatio;
+    ctx.save();
+    ctx.strokeStyle = ctx.fillStyle = this.ink();
+    ctx.lineWidth = px;
+    ctx.font = `${10 * px}px system-ui, sans-serif`;
+    this.model.get("marks").forEach(([step, what], i) => {
+      const x = plot.valToPos(step, "x", true);
+      if (!(x >= bbox.left && x <= bbox.left + bbox.width)) return;
+      ctx.setLineDash([4 * px, 2 * px]);
+      ctx.beginPath();
+      ctx.moveTo(x, bbox.top);
+      ctx.lineTo(x, bbox.top + bbox.height);
+      ctx.stroke();
+      const isRight = x + ctx.measureText(what).width + 4 * px > bbox.left + bbox.width;
+      ctx.textAlign = isRight ? "right" : "left";
+      ctx.fillText(what, x + (isRight ? -3 : 3) * px, bbox.top + (10 + 12 * (i % 3)) * px);
+    });
+    ctx.restore();
+  }
+
+  // In words, for who does not see it; the kernel's words are of the two charts that stand there first.
+  words(columns, labels) {
+    if (["loss", "samples/s"].includes(this.name)) return this.model.get("alt");
+    const ends = labels.map((label, i) => {
+      const known = columns[i + 1].filter((v) => v !== null);
+      return known.length ? `${label} from ${shown(known[0])} to ${shown(known[known.length - 1])}` : "";
+    });
+    return `${this.name} over ${shown(columns[0][columns[0].length - 1])} steps: ${ends.filter(Boolean).join(", ")}`;
   }
 
   bounds(plot, low, high) {

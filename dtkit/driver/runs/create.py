@@ -1,0 +1,44 @@
+"""A new run, with its folder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dtkit.driver.runs.companions import accompany
+from dtkit.driver.runs.run import Run
+from dtkit.driver.runs.rundir import new_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from dtkit.options import RunOptions
+    from dtkit.recipe import Recipe
+
+__all__ = ["create_run"]
+
+
+def create_run(
+    runs_dir: Path,
+    cell: str,
+    *,
+    recipe: Recipe,
+    options: RunOptions,
+    ranks: Sequence[int],
+    name: str | None = None,
+    environment: dict[str, Any] | None = None,
+) -> Run:
+    """Create a run and its folder.
+
+    Raises:
+        InvalidInputError: the name is no plain file name.
+    """
+    folder = new_folder(runs_dir, name)
+    run = Run(
+        folder.name, cell, folder, recipe=recipe, options=options, ranks=ranks,
+        environment=environment,
+    )  # fmt: skip
+    (folder / "cell.py").write_text(cell)
+    run.write()
+    accompany(run)
+    return run
