@@ -18,6 +18,7 @@ pytestmark = pytest.mark.timeout(300)
 TRAINING = """\
 %%dist_train --name watched
 import time
+import dtkit
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
@@ -32,7 +33,8 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
 num_steps = 0
 for epoch in range(2000):
     for xb, yb in loader:
-        time.sleep(0.02)  # as slow as a larger model
+        time.sleep(dtkit.control("sleep", 0.02, low=0.0, high=0.1))  # as slow as a larger model
+        dtkit.control("mode", "plain", choices=["plain", "noisy"])
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(xb), yb)
         loss.backward()
@@ -133,6 +135,25 @@ def expect_charts_to_obey(page: Page, target: Locator) -> None:
     expect(left).to_have_attribute("data-to", zoomed)  # new points do not undo it
 
 
+def expect_controls_to_obey(target: Locator) -> None:
+    """Move the learning rate's slider, by hand and by key, and a list; the charts mark both."""
+    target.get_by_role("tab", name="Controls").click()
+    group = target.get_by_role("group", name="live controls")
+    slider = group.get_by_role("slider", name="lr_factor, slider")
+    slider.fill("170")  # of 400, from 0.01 to 100 times
+    expect(group).to_contain_text("lr 0.025", timeout=15_000)
+    slider.press("ArrowRight")
+    expect(group.get_by_label("lr_factor", exact=True)).to_have_value("0.513", timeout=15_000)
+    group.get_by_label("mode").select_option("noisy")
+    box = group.get_by_label("sleep", exact=True)
+    box.fill("2")
+    box.press("Enter")
+    expect(group).to_contain_text("✖ a number from 0 to 0.1")
+    plots = target.locator(".dtkit-charts .plot")
+    expect(plots.first).to_have_attribute("data-marks", "3", timeout=15_000)
+    expect(target.get_by_role("tab", name=re.compile(r"Notes \(\d"))).to_be_visible()
+
+
 @pytest.fixture(scope="module")
 def notebook(lab: Lab) -> Path:
     """A notebook that trains for ten minutes if nobody stops it."""
@@ -158,6 +179,7 @@ def test_a_run_is_watched_reloaded_and_stopped(page: Page, lab: Lab, notebook: P
     training = run(page, 1)
     expect_progress(page, training)
     expect_charts_to_obey(page, training)
+    expect_controls_to_obey(training)
     page.screenshot(path=SCREENSHOTS / "running-light.png")
 
     save(page, notebook, needs="widget-view+json")
@@ -180,6 +202,10 @@ def test_a_run_is_watched_reloaded_and_stopped(page: Page, lab: Lab, notebook: P
     picture = again.locator("img")
     first = picture.get_attribute("src")
     expect(picture).not_to_have_attribute("src", first or "", timeout=30_000)
+    again.get_by_role("tab", name="Controls").click()
+    again.get_by_role("button", name="−").first.click()
+    expect(again.get_by_text("lr_factor 0.5 (lr 0.025)")).to_be_visible(timeout=15_000)
+    page.screenshot(path=SCREENSHOTS / "running-buttons.png")
     stop(again)
     expect(run(page, 5)).to_contain_text("ended: 2 ranks")
     save(page, notebook, needs="ended: 2 ranks")

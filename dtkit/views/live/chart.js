@@ -110,7 +110,8 @@ class Panel {
     this.isOurs = true;
     this.uplot.setScale("x", { min: from, max: to });
     this.isOurs = false;
-    Object.assign(this.plot.dataset, { chart: this.name, from, to, scale: isLog ? "log" : "linear" });
+    const marks = this.model.get("marks").length;
+    Object.assign(this.plot.dataset, { chart: this.name, from, to, marks, scale: isLog ? "log" : "linear" });
   }
 
   ink() {

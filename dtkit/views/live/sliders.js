@@ -40,7 +40,11 @@ class Row {
     }
     this.box = this.makeBox(id);
     this.box.addEventListener("change", () => this.ask(this.ofBox()));
-    for (const part of [this.slider, this.box]) part.addEventListener("keydown", (event) => event.stopPropagation());
+    const keep = (event) => {
+      // A notebook has keys of its own, some of which are no letters: those with Ctrl are its.
+      if (!event.ctrlKey && !event.metaKey) event.stopPropagation();
+    };
+    for (const part of [this.slider, this.box]) part.addEventListener("keydown", keep);
     this.said = Object.assign(document.createElement("span"), { className: "said" });
     this.said.setAttribute("role", "status");
     root.append(label, this.slider, this.box, this.said);
