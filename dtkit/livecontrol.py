@@ -16,7 +16,7 @@ from dtkit.errors import InvalidInputError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["LR_FACTOR", "LiveControl", "Value", "settings"]
+__all__ = ["LR_FACTOR", "LiveControl", "Value", "settings", "shown"]
 
 Value = bool | int | float | str
 _TYPES = {bool, int, float, str}
@@ -124,6 +124,13 @@ LR_FACTOR = LiveControl("lr_factor", 1.0, low=0.0)
 _LR = LiveControl("lr", 1.0, low=0.0)
 """A way to say `lr_factor`: the first learning rate of the next step, schedules going on from it
 in proportion."""
+
+
+def shown(value: Value) -> str:
+    """Return a value as people read it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def settings(controls: Mapping[str, LiveControl], values: Mapping[str, Any]) -> dict[str, Value]:

@@ -9,6 +9,7 @@ from IPython.core.getipython import get_ipython
 from IPython.display import display
 
 from dtkit._where import describe, describe_all, format_seconds
+from dtkit.livecontrol import shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -155,10 +156,10 @@ class ControlTable(Table):
         rows = [
             (
                 found.control.name,
-                str(found.value),
+                shown(found.value),
                 found.control.takes,
                 "; ".join(
-                    f"{change.values[found.control.name]} from step {change.step + 1:,} on"
+                    f"{shown(change.values[found.control.name])} from step {change.step + 1:,} on"
                     for change in view.changes
                     if found.control.name in change.values
                 ),

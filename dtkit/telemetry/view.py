@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dtkit.livecontrol import shown
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -68,10 +70,7 @@ class ControlChange:
     @property
     def what(self) -> str:
         """Names and new values."""
-        return ", ".join(
-            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in self.values.items()
-        )
+        return ", ".join(f"{name} {shown(value)}" for name, value in self.values.items())
 
 
 @dataclass(frozen=True, slots=True)

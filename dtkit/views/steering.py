@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dtkit._text import OVER
 from dtkit.livecontrol import LR_FACTOR
+from dtkit.livecontrol import shown as text_of
 from dtkit.views.controls import CANNOT_CLICK
 from dtkit.views.live.sliders import LiveSliders
 
@@ -113,8 +114,8 @@ class _Row:
         self._show(effect)
 
     def _show(self, effect: str) -> None:
-        now = _short(self._value)
-        asked = "" if self._asked is None else f" → {_short(self._asked)} after the step"
+        now = text_of(self._value)
+        asked = "" if self._asked is None else f" → {text_of(self._asked)} after the step"
         effect = f" ({effect})" if effect else ""
         name = f"<b>{escape(self._control.name)}</b>"
         self._text.value = f"{name} {escape(now + asked + effect)}"
@@ -150,9 +151,3 @@ def moved(control: LiveControl, value: Value, sign: int) -> Value | None:
     low = new if control.low is None else max(control.low, new)
     new = low if control.high is None else min(control.high, low)
     return None if new == value else control.checked(new)
-
-
-def _short(value: Value) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

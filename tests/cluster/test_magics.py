@@ -6,6 +6,8 @@ import contextlib
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -296,6 +298,52 @@ def test_a_run_in_the_background_is_stopped_by_the_magic(notebook: Notebook) -> 
     run.wait(timeout_s=20)
     assert run.state == "stopped"
     assert notebook.run("%dist num_steps > 4") == "all ranks: True\n"
+
+
+def elsewhere(line: str) -> str:
+    """Run a magic's line in another kernel, without engines; returns what it printed."""
+    code = (
+        "from IPython.core.interactiveshell import InteractiveShell as S; import dtkit; s = S(); "
+        f"dtkit.load_ipython_extension(s); s.run_cell({line!r})"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_a_run_in_the_background_is_steered_by_the_magic(notebook: Notebook) -> None:
+    cell = TRAINING.replace("EPOCHS", "100_000").replace(
+        "        loss.backward()", "        loss = loss * dtkit.control('scale', 1, low=0)\n"
+        "        loss.backward()",
+    )  # fmt: skip
+    notebook.run(f"%%dist_train --background\nimport dtkit\n{cell}")
+    run = dtkit.last_run
+    assert run is not None
+    while not (run.view().step and "scale" in run.controls):
+        run.requests.alarm.wait(0.05)
+    assert re.search(r"lr_factor 0.5 from step \d+ on", notebook.run("%dist_control lr_factor 0.5"))
+    assert re.search(r"lr_factor 0.2 from step \d+ on", notebook.run("%dist_control lr 0.01"))
+    shown = notebook.run("print(get_ipython().run_line_magic('dist_control', ''))")
+    assert re.search(r"lr_factor +0.2 +a number from 0 +0.5 from step \d+ on; 0.2", shown)
+    assert re.search(r"scale +1 +a whole number from 0", shown)
+    said = notebook.run("%dist_control scale 0.5", fails=True)
+    assert "control 'scale': '0.5' is not what it takes: a whole number from 0" in said
+    said = notebook.run("%dist_control scal 2", fails=True)
+    assert "no control 'scal'; did you mean scale?" in said
+    with provisionalcompleter():
+        line = "%dist_control sc"
+        found = [c.text for c in notebook.shell.Completer.completions(line, len(line))]
+    assert found == ["scale"]
+    assert "asked the notebook that drives" in elsewhere(
+        f"%dist_control scale 3 --dir {run.dir.parent}"
+    )
+    while len(run.changes) < 3:
+        run.requests.alarm.wait(0.05)
+    assert run.changes[2].values == {"scale": 3}
+    notebook.run("%dist_stop")
+    run.wait(timeout_s=20)
+    said = notebook.run("%dist_control scale 2", fails=True)
+    assert "no run goes on" in said
 
 
 def test_a_failure_in_the_background_is_kept(notebook: Notebook) -> None:
