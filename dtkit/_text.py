@@ -144,8 +144,10 @@ def format_metrics(view: RunView) -> str:
     """Return "lr 3.0e-04 · accuracy 0.7132": what the cell logged; of a stall, its reason."""
     if view.stall:
         return f"▲ stalled: {view.stall}"
-    rate = [f"lr {view.lr:.3g}"] if math.isfinite(view.lr) else []
-    return " · ".join([*rate, *(f"{k} {format_loss(v)}" for k, v in view.metrics.items())])
+    known = [f"lr {view.lr:.3g}"] if math.isfinite(view.lr) else []
+    busy = [r.gpu_percent for r in view.ranks if math.isfinite(r.gpu_percent)]
+    known += [f"GPU {statistics.fmean(busy):.0f} % busy"] if busy else []
+    return " · ".join([*known, *(f"{k} {format_loss(v)}" for k, v in view.metrics.items())])
 
 
 def rate_per_rank(view: RunView) -> str:

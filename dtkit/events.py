@@ -23,6 +23,7 @@ __all__ = [
     "ControlDeclared",
     "ControlsChanged",
     "Event",
+    "GpuUse",
     "LogBatch",
     "Note",
     "RankEnded",
@@ -102,6 +103,19 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuUse:
+    """The rank's GPU, as NVML says that all processes use it; about one a second."""
+
+    rank: int
+    step: int
+    time_s: float
+    busy_percent: float
+    """NaN where it is not known."""
+    used_bytes: float
+    total_bytes: float
+
+
+@dataclass(frozen=True, slots=True)
 class ControlDeclared:
     """The cell asked for a live control for the first time; see `dtkit.livecontrol`."""
 
@@ -139,8 +153,8 @@ class RankEnded:
 
 
 Event = (
-    RankStarted | StepBatch | LogBatch | Total | Note | ControlDeclared | ControlsChanged
-    | RankEnded
+    RankStarted | StepBatch | LogBatch | GpuUse | Total | Note | ControlDeclared
+    | ControlsChanged | RankEnded
 )  # fmt: skip
 _TYPES: dict[str, type[Any]] = {cls.__name__: cls for cls in get_args(Event)}
 
@@ -168,6 +182,8 @@ def decode(line: bytes | str) -> Event:
         record["columns"] = {k: list(map(float, v)) for k, v in record["columns"].items()}
     elif cls is LogBatch:
         record["metrics"] = [{k: _number(v) for k, v in m.items()} for m in record["metrics"]]
+    elif cls is GpuUse:
+        record["busy_percent"] = float(record["busy_percent"])
     try:
         return cls(**record)  # type: ignore[no-any-return]
     except TypeError as error:

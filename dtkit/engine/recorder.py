@@ -7,29 +7,31 @@ import math
 import threading
 import time
 from collections import deque
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any
 
-import psutil
-import torch
-
-from dtkit.events import STEP_COLUMNS, Event, LogBatch, Note, RankEnded, StepBatch, encode
+from dtkit.engine.meter import Meter
+from dtkit.engine.pending import PendingLoss, read_losses
+from dtkit.events import (
+    STEP_COLUMNS,
+    Event,
+    GpuUse,
+    LogBatch,
+    Note,
+    RankEnded,
+    StepBatch,
+    encode,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    import torch
+
 __all__ = ["Recorder"]
 
 RING_STEPS = 65_536
 FLUSH_INTERVAL_S = 0.1
-
-
-class _Pending(NamedTuple):
-    """A step's loss that is on a device still, at least in part."""
-
-    read: float
-    on_device: list[tuple[torch.Tensor, float]]
-    factor: float
 
 
 class Recorder:
@@ -69,15 +71,12 @@ class Recorder:
         self._ring: deque[tuple[Any, ...]] = deque(maxlen=RING_STEPS)
         self._log: deque[tuple[int, float, dict[str, Any]]] = deque()
         self._outbox: deque[Event] = deque()
-        self._process = psutil.Process()
-        self._peak_bytes = 0
+        self._meter = Meter(device)
         self._num_dropped = 0
         # time.time() can jump; offsets are taken on the monotonic clock.
         self._zero_s = time.perf_counter() - (time.time() - start_unix_s)
         self._last_s = time.perf_counter()
         self._clear()
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="dtkit-recorder", daemon=True)
@@ -208,11 +207,15 @@ class Recorder:
         if self._outbox:  # storing failed just now
             self.flush()
         self._close_file()
+        self._meter.close()
 
     def flush(self) -> None:
         """Send and store everything collected so far."""
         with self._lock:
-            self._sample_memory()
+            self._meter.sample_memory()
+            reading = self._meter.sample_gpu()
+            if reading is not None:
+                self.emit(GpuUse(self.rank, self.num_steps, self.elapsed_s, *reading))
             lines = [encode(event) for event in self._drain()]
             if lines:
                 self._store(lines)
@@ -243,7 +246,7 @@ class Recorder:
             with contextlib.suppress(OSError):  # what could not be written is tried again
                 self._file.close()
 
-    def _step_loss(self) -> float | _Pending:
+    def _step_loss(self) -> float | PendingLoss:
         if not self._num_losses or (self._even and not self._samples):
             return math.nan
         # The ranks' losses will be averaged by samples, and theirs are weighted
@@ -251,7 +254,7 @@ class Recorder:
         factor = self._even / self._samples if self._samples else 1.0
         factor /= self._held_weight or 1.0
         if self._device_losses:
-            return _Pending(self._loss, self._device_losses, factor)
+            return PendingLoss(self._loss, self._device_losses, factor)
         return factor * self._loss
 
     def _drain(self) -> list[Event]:
@@ -262,9 +265,9 @@ class Recorder:
         rows = [self._ring.popleft() for _ in range(len(self._ring))]
         if rows:
             columns = dict(zip(STEP_COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
-            columns["loss"] = _read_losses(columns["loss"])
+            columns["loss"] = read_losses(columns["loss"])
             dropped, self._num_dropped = self._num_dropped, 0
-            events.append(StepBatch(self.rank, columns, self._peak_bytes, dropped))
+            events.append(StepBatch(self.rank, columns, self._meter.peak_bytes, dropped))
         records = [self._log.popleft() for _ in range(len(self._log))]
         if records:
             steps, times, metrics = map(list, zip(*records, strict=True))
@@ -272,28 +275,6 @@ class Recorder:
             events.append(LogBatch(self.rank, steps, times, values))
         return events + last
 
-    def _sample_memory(self) -> None:
-        if self.device.type == "cuda":
-            now = torch.cuda.max_memory_allocated(self.device)
-        else:
-            now = self._process.memory_info().rss
-        self._peak_bytes = max(self._peak_bytes, now)
-
 
 def _number(value: Any) -> float | list[float]:
     return list(map(float, value)) if isinstance(value, tuple) else float(value)
-
-
-def _read_losses(losses: list[float | _Pending]) -> list[float]:
-    """Read the losses that are still on a device, all at once: one synchronisation."""
-    tensors = [t for loss in losses if isinstance(loss, _Pending) for t, _ in loss.on_device]
-    if not tensors:
-        return losses  # type: ignore[return-value]  # no _Pending among them
-    device = tensors[0].device
-    values = iter(torch.stack([t.reshape(()).double().to(device) for t in tensors]).tolist())
-    return [
-        loss.factor * (loss.read + sum(weight * next(values) for _, weight in loss.on_device))
-        if isinstance(loss, _Pending)
-        else loss
-        for loss in losses
-    ]

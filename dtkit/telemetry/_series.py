@@ -14,7 +14,7 @@ from dtkit.telemetry.view import MAX_POINTS, RankView
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from dtkit.events import StepBatch
+    from dtkit.events import GpuUse, StepBatch
 
     Floats = NDArray[np.float64]
 
@@ -44,6 +44,8 @@ class RankSeries:
         self.end_s = math.inf
         self.last_s = 0.0
         self.ring: Floats = np.full((len(STEP_COLUMNS), WINDOW), np.nan)
+        self.gpu: deque[tuple[float, float, float]] = deque(maxlen=WINDOW)
+        """Step, part of the time that the GPU was busy, in percent, and GiB taken of it."""
 
     def is_over(self) -> bool:
         return self.state in ("finished", "stopped", "failed", "lost")
@@ -59,6 +61,9 @@ class RankSeries:
         self.ring[:, slots] = block
         self.step = max(self.step, int(block[0].max()))
         self.last_s = max(self.last_s, float(block[1].max()))
+
+    def use_gpu(self, use: GpuUse) -> None:
+        self.gpu.append((use.step, use.busy_percent, use.used_bytes / _GIB))
 
     def rows(self, steps: NDArray[np.int64]) -> Floats:
         """Return (num_columns, num_steps); columns of steps that are not here are NaN."""
@@ -94,6 +99,8 @@ class RankSeries:
             comm_ms=comm_ms,
             samples_per_s=recent.get("rate", math.nan),
             peak_gib=self.peak_bytes / _GIB or math.nan,
+            gpu_percent=self.gpu[-1][1] if self.gpu else math.nan,
+            gpu_gib=self.gpu[-1][2] if self.gpu else math.nan,
         )
 
 
@@ -187,11 +194,11 @@ def share(part: Floats, whole: Floats) -> float:
     return float(part.sum() / whole.sum()) if len(whole) and whole.sum() > 0 else math.nan
 
 
-def decimate(num: int) -> NDArray[np.int64]:
-    """Return at most `MAX_POINTS` row indices, evenly spaced, the last row among them."""
-    if num <= MAX_POINTS:
+def decimate(num: int, most: int = MAX_POINTS) -> NDArray[np.int64]:
+    """Return at most so many row indices, evenly spaced, the last row among them."""
+    if num <= most:
         return np.arange(num)
-    return np.unique(np.linspace(0, num - 1, MAX_POINTS).astype(np.int64))
+    return np.unique(np.linspace(0, num - 1, most).astype(np.int64))
 
 
 def binned(rows: Rows, num_bins: int) -> tuple[Floats, Floats, Floats, Floats]:

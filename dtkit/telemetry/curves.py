@@ -68,6 +68,8 @@ def curves_of(
             },
         ),
         "ms of a step by rank": _by_rank(ranks),
+        "GPU busy %": _of_gpus(ranks, 1),
+        "GPU memory GiB": _of_gpus(ranks, 2),
         "learning rate": Curve(step, {"learning rate": rows["lr"][keep]}),
     }
     for name, values in logged.items():
@@ -89,14 +91,30 @@ def _by_rank(ranks: Sequence[RankSeries]) -> Curve:
     steps = np.unique(np.linspace(first, max(first, newest), _RANK_POINTS).astype(np.int64))
     column = STEP_COLUMNS.index("step_ms")
     table = np.array([rank.rows(steps)[column] for rank in ranks]).reshape(len(ranks), len(steps))
+    return _told(ranks, steps.astype(np.float64), table, ("slowest", "median", "fastest"))
+
+
+def _of_gpus(ranks: Sequence[RankSeries], column: int) -> Curve:
+    """Return a column of `RankSeries.gpu`; each rank has looked at steps of its own."""
+    looked = [np.array(rank.gpu, dtype=np.float64).reshape(-1, 3) for rank in ranks]
+    known = [(rank, found) for rank, found in zip(ranks, looked, strict=True) if len(found)]
+    steps = np.unique(np.concatenate([found[:, 0] for found in looked]))
+    steps = steps[decimate(len(steps), _RANK_POINTS)]
+    table = np.array([
+        np.interp(steps, found[:, 0], found[:, column], left=np.nan, right=np.nan)
+        for _, found in known
+    ]).reshape(len(known), len(steps))  # fmt: skip
+    return _told([rank for rank, _ in known], steps, table, ("most", "median", "least"))
+
+
+def _told(
+    ranks: Sequence[RankSeries], steps: Floats, table: Floats, names: tuple[str, str, str]
+) -> Curve:
+    """Return a line for each of a few ranks; of many the most, the median and the least."""
     if len(ranks) <= MAX_LINES:
         lines = {f"rank {rank.rank}": row for rank, row in zip(ranks, table, strict=True)}
-    else:
-        known = np.isfinite(table).any(axis=0)  # else numpy warns of steps that nobody has
-        steps, table = steps[known], table[:, known]
-        lines = {
-            "slowest": np.nanmax(table, axis=0),
-            "median": np.nanmedian(table, axis=0),
-            "fastest": np.nanmin(table, axis=0),
-        }
-    return Curve(steps.astype(np.float64), lines)
+        return Curve(steps, lines)
+    known = np.isfinite(table).any(axis=0)  # else numpy warns of steps that nobody has
+    steps, table = steps[known], table[:, known]
+    ends = (np.nanmax(table, axis=0), np.nanmedian(table, axis=0), np.nanmin(table, axis=0))
+    return Curve(steps, dict(zip(names, ends, strict=True)))

@@ -14,6 +14,7 @@ from dtkit.events import (
     ControlDeclared,
     ControlsChanged,
     Event,
+    GpuUse,
     LogBatch,
     Note,
     RankStarted,
@@ -174,6 +175,8 @@ class RunState:
             self._merge()
         elif isinstance(event, LogBatch):
             self._log(event)
+        elif isinstance(event, GpuUse):
+            self._ranks[event.rank].use_gpu(event)
         elif isinstance(event, Total):
             self._total_steps = event.num_steps * (len(self._ranks) if self._is_free else 1)
         elif isinstance(event, Note):

@@ -7,6 +7,7 @@ Unknown numbers are NaN.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,10 @@ class RankView:
     """Of this rank alone."""
     peak_gib: float
     """GiB (2**30 bytes) of device memory, resident memory on CPU; high-water mark of the run."""
+    gpu_percent: float = math.nan
+    """Part of the last second in which its GPU computed; NaN without one, or without NVML."""
+    gpu_gib: float = math.nan
+    """What all processes have taken of it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -208,11 +208,16 @@ MAY_IMPORT_LAZILY: dict[str, tuple[str, ...]] = {
     "dtkit._text": ("dtkit.telemetry",),  # the types that it puts into words
     "dtkit.views.staleness": ("dtkit.telemetry",),  # the types that it draws
     "dtkit.views.tuneview": ("dtkit.driver.trials.tune",),  # the types that it draws
+    "dtkit.engine": ("pynvml",),  # optional: how busy a GPU is
     "dtkit.driver": ("pandas",),  # optional: Sweep.to_pandas
     "dtkit.telemetry": ("pandas",),  # optional: History.to_pandas
 }
 
-OPTIONAL = {"horovod", "pandas"}  # imported where it is asked for; a plain install lacks it
+OPTIONAL = {
+    "horovod",
+    "pandas",
+    "pynvml",
+}  # imported where it is asked for; a plain install lacks it
 
 MAX_MODULE_LINES = 300
 MAX_FUNCTION_LINES = 60

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from run_views import make_view
 
-from dtkit.events import LogBatch, RankStarted, StepBatch
+from dtkit._text import format_metrics
+from dtkit.events import GpuUse, LogBatch, RankStarted, StepBatch
 from dtkit.telemetry import RunState
 from dtkit.views.live import packed
 from dtkit.views.panel import WidgetDashboard
@@ -59,6 +60,24 @@ def test_of_many_ranks_the_telling_ones_are_drawn() -> None:
         "median": 14.0,
         "fastest": 10.0,
     }
+
+
+@pytest.mark.parametrize("num_ranks", [2, 9])
+def test_gpus_have_charts_where_they_are_known(num_ranks: int) -> None:
+    state = a_run(num_ranks, 20)
+    assert not [name for name in state.curves() if "GPU" in name]
+    for rank in range(num_ranks):  # each has looked at a step of its own
+        state.handle(GpuUse(rank, 5 + rank % 2, 0.05, 50.0 + rank, 2**30, 2**33))
+        state.handle(GpuUse(rank, 15, 0.15, 60.0 + rank, 2**31, 2**33))
+    busy, memory = (state.curves()[name] for name in ("GPU busy %", "GPU memory GiB"))
+    names = ["rank 0", "rank 1"] if num_ranks == 2 else ["most", "median", "least"]
+    assert list(busy.lines) == list(memory.lines) == names
+    assert busy.step.tolist() == [5, 6, 15]
+    assert [line[-1] for line in busy.lines.values()] == (
+        [60.0, 61.0] if num_ranks == 2 else [68.0, 64.0, 60.0]
+    )
+    assert [line[-1] for line in memory.lines.values()] == [2.0] * len(names)
+    assert "busy" in format_metrics(state.view())
 
 
 def test_a_long_run_is_sent_in_a_few_kilobytes() -> None:
