@@ -65,4 +65,6 @@ def document() -> None:
     for made in MAGICS:
         for kinds in made.magics.values():
             for name, method in kinds.items():
-                getattr(made, method).__doc__ = PARSERS[name].format_help()
+                # IPython asks a magic for `getdoc` before it looks at the docstring. Formatting the
+                # help of all takes 10 ms and more, so it is left until one is asked for.
+                getattr(made, method).getdoc = PARSERS[name].format_help
