@@ -14,7 +14,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --no-input --disable
 NEED_PYTHON := dtkit needs Python 3.11 or newer. Name one with PYTHON=, for example: make setup PYTHON=python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs site test check format-check lint types format lab bench campaign hvd-conformance clean
+.PHONY: help setup demo docs site test check format-check lint types format lab bench peers campaign hvd-conformance dist smoke clean
 
 help: ## show this list
 	@echo "make [target] [PYTHON=python3.12]    PYTHON= is the interpreter that .venv is made from"
@@ -77,12 +77,28 @@ site: $(STAMP)
 bench: $(STAMP) ## measure, and print each figure with its spread
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+peers: $(STAMP) ## measure dtkit beside torchrun, ipyparallel and others, in an environment of their own
+	@$(BIN)/python -m benchmarks.peers $(ARGS)
+
 campaign: $(STAMP) ## random faults on real engines; N= how many, TIME= seconds at most, SEED=
 	@$(BIN)/python tools/campaign --num $(N) --seconds $(TIME) --seed $(SEED)
 
 HOROVOD_SRC ?= ../horovod
 hvd-conformance: $(STAMP) ## run Horovod's own torch tests on dtkit's interface; HOROVOD_SRC= is a checkout
 	@PYTHONPATH=. $(BIN)/python tools/hvd_conformance.py $(HOROVOD_SRC) $(ARGS)
+
+dist: $(STAMP) ## build the wheel and the source distribution: dist/
+	@rm -rf dist
+	@$(BIN)/hatchling build
+
+# Without a network where the system lets one be taken away; --constraint pins what CI tests.
+SMOKE := build/smoke
+smoke: dist ## install the wheel where nothing else is, and use it without a network; PYTHON=
+	@$(PYTHON) -m venv --clear $(SMOKE)
+	@$(SMOKE)/bin/python -m pip install --quiet --quiet --no-input --disable-pip-version-check \
+		--constraint constraints.txt dist/*.whl
+	@cd build && without_network=$$(unshare -rn true 2>/dev/null && echo unshare -rn); \
+		$$without_network sh -c '! command -v ip >/dev/null || ip link set lo up; exec smoke/bin/python ../tools/smoke.py'
 
 clean: ## remove .venv, build and the tools' caches; notebooks and runs stay
 	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

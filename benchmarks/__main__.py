@@ -68,11 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             except BenchmarkError as error:
                 failures.append(f"{name} did not run: {error}")
     _progress("")
-    facts = {**_machine(), "took_s": round(time.monotonic() - begun_s)}
+    facts = {**machine(), "took_s": round(time.monotonic() - begun_s)}
     write_json(args.output, facts, results)
     print(table(results))
     print("\n".join(["", *failures]), end="")
-    print(f"\n{_heading(facts)}\nwritten to {args.output}")
+    print(f"\n{heading(facts)}\nwritten to {args.output}")
     return 1 if failures else 0
 
 
@@ -89,7 +89,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _machine() -> dict[str, object]:
+def machine(module: str = "benchmarks") -> dict[str, object]:
+    """Return what the figures depend on."""
     names = ("torch", "ipyparallel", "ipykernel", "ipywidgets", "matplotlib")
     return {
         "cpu": _cpu_name(),
@@ -97,7 +98,7 @@ def _machine() -> dict[str, object]:
         "load_1min": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         **{name: version(name) for name in names},
-        "command": f"python -m benchmarks {' '.join(sys.argv[1:])}".strip(),
+        "command": f"python -m {module} {' '.join(sys.argv[1:])}".strip(),
         "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     }
 
@@ -110,7 +111,8 @@ def _cpu_name() -> str:
     return platform.processor()
 
 
-def _heading(facts: dict[str, object]) -> str:
+def heading(facts: dict[str, object]) -> str:
+    """Return machine and versions in one line."""
     return (
         f"{facts['cpu']}, {facts['num_cores']} cores, load {facts['load_1min']}; "
         f"Python {facts['python']}, torch {facts['torch']}, ipyparallel {facts['ipyparallel']}; "

@@ -10,8 +10,19 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["BATCH", "NUM_RANKS", "collective", "first_step", "recorded_block", "training"]
+__all__ = [
+    "BATCH",
+    "NUM_RANKS",
+    "Kind",
+    "collective",
+    "endless",
+    "first_step",
+    "recorded_block",
+    "training",
+]
 
+Kind = Literal["ddp", "plain", "horovod"]
+"""How a loop is written: with DDP, for one device, or with Horovod's interface."""
 NUM_RANKS = 2
 BATCH = 12
 """Of each rank: a step of 15 to 30 ms on a current CPU core."""
@@ -48,7 +59,7 @@ hvd.init()
 rank, barrier = hvd.rank(), hvd.barrier
 sampler = DistributedSampler(data, num_replicas=hvd.size(), rank=rank, shuffle=True)
 loader = DataLoader(data, batch_size={batch}, sampler=sampler)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+optimizer = torch.optim.SGD(model.parameters(), lr={lr}, momentum=0.9)
 optimizer = hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
 hvd.broadcast_parameters(model.state_dict(), root_rank=0)
 """
@@ -116,6 +127,20 @@ for x, y in loader:
     break
 """
 
+_ENDLESS = """\
+num_epochs = 0
+while True:
+    for x, y in loader:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+    num_epochs += 1
+    if num_epochs == 1:
+        with open({out!r} + str(rank), "w") as file:
+            file.write(repr(time.monotonic()))
+"""
+
 _NOTE_TIME = """\
 with open({out!r} + str(rank), "w") as file:
     file.write(repr(time.monotonic()))
@@ -159,7 +184,7 @@ with open({out!r}, "w") as file:
 
 
 def training(
-    kind: Literal["ddp", "plain", "horovod"],
+    kind: Kind,
     *,
     num_blocks: int,
     block_steps: int,
@@ -173,7 +198,7 @@ def training(
     rank per step, one number per block; `loss`, the last one.
 
     Args:
-        kind: written with DDP, for one device, or with Horovod's interface.
+        kind: how it is written.
         num_blocks: epochs.
         block_steps: steps of each rank in an epoch.
         out: file for the times.
@@ -184,35 +209,43 @@ def training(
     wait = _NO_TURNS
     if turns is not None:
         wait = _TURNS.format(done=str(turns[0]), go=str(turns[1]))
-    optimizer = _OPTIMIZER.format(lr=0.01)
-    distributed = {
-        "ddp": _JOIN + _DDP.format(batch=BATCH) + optimizer,
-        "plain": _JOIN + _PLAIN.format(batch=BATCH) + optimizer,
-        "horovod": _HOROVOD.format(batch=BATCH),
-    }
     return (
-        _SETUP.format(num_images=NUM_RANKS * BATCH * block_steps, width=width)
-        + distributed[kind]
+        _setup(kind, num_steps=block_steps, width=width)
         + wait
         + _LOOP.format(num_blocks=num_blocks, out=str(out))
     )
 
 
-def first_step(*, out: Path, lr: float) -> str:
-    """Return a DDP script up to its first step; each rank writes when that was done.
+def _setup(kind: Kind, *, num_steps: int, lr: float = 0.01, width: int = 256) -> str:
+    """Return what makes the model, the loader of `num_steps` batches a rank, and the optimizer."""
+    optimizer = _OPTIMIZER.format(lr=lr)
+    distributed = {
+        "ddp": _JOIN + _DDP.format(batch=BATCH) + optimizer,
+        "plain": _JOIN + _PLAIN.format(batch=BATCH) + optimizer,
+        "horovod": _HOROVOD.format(batch=BATCH, lr=lr),
+    }
+    return _SETUP.format(num_images=NUM_RANKS * BATCH * num_steps, width=width) + distributed[kind]
+
+
+def first_step(*, out: Path, lr: float, kind: Kind = "ddp") -> str:
+    """Return a script up to its first step; each rank writes when that was done.
 
     Args:
         out: prefix of the files; the rank is appended. They hold `time.monotonic()`.
         lr: what was edited.
+        kind: how it is written.
     """
-    return (
-        _SETUP.format(num_images=NUM_RANKS * BATCH * 10, width=256)
-        + _JOIN
-        + _DDP.format(batch=BATCH)
-        + _OPTIMIZER.format(lr=lr)
-        + _FIRST_STEP
-        + _NOTE_TIME.format(out=str(out))
-    )
+    return _setup(kind, num_steps=10, lr=lr) + _FIRST_STEP + _NOTE_TIME.format(out=str(out))
+
+
+def endless(*, out: Path, kind: Kind = "ddp") -> str:
+    """Return a loop that trains until it is stopped; each rank writes when its first epoch ended.
+
+    Args:
+        out: see `first_step`.
+        kind: how it is written.
+    """
+    return _setup(kind, num_steps=10) + _ENDLESS.format(out=str(out))
 
 
 def collective(*, out: Path, init: str = _JOIN) -> str:

@@ -19,7 +19,16 @@ from benchmarks.cells import NUM_RANKS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["BenchmarkError", "Launched", "Notebook", "environment", "torchrun"]
+__all__ = [
+    "TORCHRUN",
+    "BenchmarkError",
+    "Launched",
+    "Notebook",
+    "end",
+    "environment",
+    "family",
+    "torchrun",
+]
 
 TIMEOUT_S = 300
 TORCHRUN = (
@@ -89,14 +98,14 @@ class Launched:
 
     def processes(self) -> list[psutil.Process]:
         """Return its processes."""
-        return _family(self._process.pid)
+        return family(self._process.pid)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:
         if self._process.poll() is None:
-            _end(self.processes())
+            end(self.processes())
         self._process.wait()
 
 
@@ -168,7 +177,7 @@ class Notebook:
 
     def processes(self) -> list[psutil.Process]:
         """Return the kernel, controller, engines and everything below them."""
-        return _family(self.pid)
+        return family(self.pid)
 
     def __enter__(self) -> Self:
         return self
@@ -179,11 +188,12 @@ class Notebook:
             self.run("%reload_ext dtkit\n%dist_shutdown")
         self._client.stop_channels()
         self._manager.shutdown_kernel(now=True)
-        _end([p for p in processes if p.is_running()])
+        end([p for p in processes if p.is_running()])
         self._pool.shutdown(wait=False)
 
 
-def _family(pid: int) -> list[psutil.Process]:
+def family(pid: int) -> list[psutil.Process]:
+    """Return a process and everything below it."""
     try:
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
@@ -191,7 +201,8 @@ def _family(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _end(processes: list[psutil.Process]) -> None:
+def end(processes: list[psutil.Process]) -> None:
+    """Terminate processes, and kill those that do not follow."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()

@@ -1,10 +1,10 @@
-"""Two trainings that live at the same time and compute in turns, a second each.
+"""Trainings that live at the same time and compute in turns, a second each.
 
 A machine that is shared with others changes its speed from one second to the
 next, and a step is to be compared to a hundredth. So neither side is run as a
-whole: both are started, each waits before each of its blocks, and blocks
-alternate A B, B A, … While one side computes the other is stopped (SIGSTOP), so that a
-dashboard cannot draw in the other's time.
+whole: all are started, each waits before each of its blocks, and blocks
+alternate A B, B A, … While one side computes the others are stopped (SIGSTOP), so that a
+dashboard cannot draw in another's time.
 """
 
 from __future__ import annotations
@@ -69,6 +69,10 @@ class Baton:
         """Let it compute one block."""
         os.write(self._go, b"g")
 
+    def put_back(self) -> None:
+        """Undo a `wait`: the next one returns at once."""
+        os.write(self._done, b"d")  # opened for both
+
     def close(self) -> None:
         """Close the FIFOs."""
         os.close(self._done)
@@ -107,16 +111,16 @@ class Timed:
 
 
 def alternate(sides: Sequence[tuple[Side, Baton]], num_blocks: int) -> None:
-    """Let two trainings compute `num_blocks` blocks each, in the order A B, B A, and so on.
+    """Let trainings compute `num_blocks` blocks each, in the order A B, B A, and so on.
 
-    Both must have been started; on return both are about to end.
+    All must have been started; on return all are about to end.
     """
     for side, baton in sides:
         baton.wait(side)
     stopped = [_stop(side) for side, _ in sides]
     try:
         for i in range(num_blocks):
-            for k in (0, 1) if i % 2 == 0 else (1, 0):
+            for k in range(len(sides))[:: 1 if i % 2 == 0 else -1]:
                 side, baton = sides[k]
                 _go_on(stopped[k])
                 baton.give()

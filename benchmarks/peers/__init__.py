@@ -1,0 +1,1 @@
+"""dtkit beside what else runs training on several processes; `make peers` runs it."""

@@ -1,0 +1,139 @@
+"""Measure dtkit beside its peers: `python -m benchmarks.peers [--only TASK,…] [--peers NAME,…]`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import dtkit
+from benchmarks.__main__ import heading, machine
+from benchmarks.peers.functions import functions
+from benchmarks.peers.install import REQUIREMENTS, install, versions
+from benchmarks.peers.notebooks import keepers
+from benchmarks.peers.peer import Missing
+from benchmarks.peers.report import Found
+from benchmarks.peers.room import Room
+from benchmarks.peers.steps import steps
+from benchmarks.peers.tasks import TASKS, Said
+from benchmarks.peers.terminals import terminals
+from benchmarks.processes import BenchmarkError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from benchmarks.peers.peer import Peer
+    from benchmarks.peers.tasks import Task
+
+_STEP = "step"
+_NUM_BLOCKS = 12
+NAMES = [*TASKS, _STEP]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the table, write the JSON file.
+
+    Returns:
+        0 also when a peer cannot do something: that is what is to be found out.
+    """
+    args = _parse(argv)
+    python = install(args.environment)
+    peers = _chosen([*keepers(python), *terminals(python), *functions(python)], args.peers)
+    known = versions(python, {package for peer in peers for package in peer.packages})
+    known["dtkit"] = dtkit.__version__
+    peers = [_if_installed(peer, known) for peer in peers]
+    begun_s = time.monotonic()
+    found = Found()
+    with (
+        tempfile.TemporaryDirectory(prefix="dtkit-peers-") as folder,
+        contextlib.ExitStack() as end,
+    ):
+        rooms = [Room(peer, Path(folder, peer.name.replace(" ", "-"))) for peer in peers]
+        for room in rooms:
+            end.callback(room.leave)
+        rooms = [room for room in rooms if not room.peer.missing]
+        for name in args.only or NAMES:
+            if name == _STEP:
+                _measure_steps(rooms, found, args.rounds or _NUM_BLOCKS)
+            else:
+                _measure(TASKS[name], rooms, found, args.rounds)
+    names = [peer.name for peer in peers if not peer.missing]
+    facts = {**machine("benchmarks.peers"), "took_s": round(time.monotonic() - begun_s)}
+    print(found.to_markdown(names))
+    for peer in peers:
+        if peer.missing:
+            print(f"\n{peer.name}: {peer.missing}")
+    print(f"\n{', '.join(f'{name} {version}' for name, version in known.items())}")
+    print(f"{heading(facts)}\nwritten to {args.output}")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    report = {"machine": facts, "versions": known, **found.to_dict()}
+    args.output.write_text(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+def _measure(task: Task, rooms: Sequence[Room], found: Found, num_rounds: int | None) -> None:
+    """Take every peer once in each round, every second round in the opposite order."""
+    for i in range(num_rounds or task.num_rounds):
+        for room in rooms[:: 1 if i % 2 == 0 else -1]:
+            print(f"{task.rows[0]} {i} {room.peer.name}", file=sys.stderr)
+            try:
+                said = task.measure(room)
+            except Missing as reason:
+                said = Said(missing={task.rows[0]: str(reason)})
+            except BenchmarkError as error:
+                room.leave()
+                print(error, file=sys.stderr)
+                said = Said(missing={task.rows[0]: f"failed: {str(error).splitlines()[0]}"})
+            found.add(room.peer.name, i, said)
+
+
+def _measure_steps(rooms: Sequence[Room], found: Found, num_rounds: int) -> None:
+    for name, blocks in steps(rooms, num_rounds).items():
+        if isinstance(blocks, str):
+            found.add(name, 0, Said(missing={_STEP: f"failed: {blocks.splitlines()[0]}"}))
+        else:
+            for i, step_s in enumerate(blocks):
+                found.add(name, i, Said({_STEP: step_s}))
+
+
+def _chosen(peers: Sequence[Peer], names: Sequence[str] | None) -> list[Peer]:
+    known = {peer.name: peer for peer in peers}
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        msg = f"no peer is called {unknown[0]}; there are {', '.join(known)}"
+        raise SystemExit(msg)
+    return [known[name] for name in names or known]
+
+
+def _if_installed(peer: Peer, known: dict[str, str]) -> Peer:
+    lacking = [name for name in peer.packages if name in REQUIREMENTS and name not in known]
+    return replace(peer, missing=f"pip could not install {lacking[0]}") if lacking else peer
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
+    parser.add_argument("--only", type=_names, help=f"some of {', '.join(NAMES)}")
+    parser.add_argument("--peers", type=lambda text: text.split(","), help="some of the columns")
+    parser.add_argument("--rounds", type=int, help="how many times each task is done")
+    parser.add_argument("--environment", type=Path, default=Path("build/peers").absolute())
+    parser.add_argument("--output", type=Path, default=Path("build/peers.json"))
+    return parser.parse_args(argv)
+
+
+def _names(text: str) -> list[str]:
+    names = text.split(",")
+    unknown = set(names) - set(NAMES)
+    if unknown:
+        msg = f"{', '.join(sorted(unknown))}: not among {', '.join(NAMES)}"
+        raise argparse.ArgumentTypeError(msg)
+    return names
+
+
+if __name__ == "__main__":
+    sys.exit(main())
