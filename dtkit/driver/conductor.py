@@ -125,6 +125,7 @@ class Conductor:
             supervisor = Supervisor(
                 self._engines, execution, requests,
                 has_steps=run is not None, is_free=run is not None and run.recipe.is_free,
+                generation=self._group.generation,
                 **({} if run is None else {"note": run.note}),
             )  # fmt: skip
             look = self._looking(run, supervisor) if run is not None else None

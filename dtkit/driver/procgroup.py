@@ -26,7 +26,8 @@ class ProcessGroup:
         self.backend = backend
         self._engines = engines
         self._slots = tuple(slots)
-        self._generation = 0
+        self.generation: int = 0
+        """How many groups there have been; the present one's number."""
         self.is_debug: bool = False
         """Whether torch checks every collective against the other ranks'."""
 
@@ -39,7 +40,7 @@ class ProcessGroup:
         world_size = len(self._slots)
         opened = self._engines.call("dtkit.engine.group:open_store", (world_size,), ranks=[0])
         address, port = opened[0]
-        self._generation += 1
+        self.generation += 1
         specs = {
             slot.rank: (
                 {
@@ -48,7 +49,7 @@ class ProcessGroup:
                     "world_size": world_size,
                     "device": slot.device,
                     "backend": self.backend,
-                    "generation": self._generation,
+                    "generation": self.generation,
                     "num_threads": slot.num_threads,
                     "address": address,
                     "port": port,
@@ -68,8 +69,8 @@ class ProcessGroup:
         """
         answers = self._engines.control("about")
         generations = {answer.get("generation", 0) for answer in answers.values()}
-        self._generation = max(generations, default=0)
-        if len(answers) == len(self._slots) and (len(generations) > 1 or not self._generation):
+        self.generation = max(generations, default=0)
+        if len(answers) == len(self._slots) and (len(generations) > 1 or not self.generation):
             return self.rebuild()
         return {rank: answer["facts"] for rank, answer in answers.items() if "facts" in answer}
 

@@ -50,6 +50,7 @@ class Supervisor:
         is_free: whether its ranks make steps without each other: a rank that dies does not
             stop the others, and each stops at a boundary of its own.
         note: takes a line for the user.
+        generation: of the process group, the only one whose connections are cut.
     """
 
     def __init__(
@@ -61,7 +62,11 @@ class Supervisor:
         has_steps: bool,
         is_free: bool = False,
         note: Callable[[str], None] = lambda _text: None,
+        generation: int | None = None,
     ) -> None:
+        self._generation = generation
+        self._begun: set[int] = set()
+        """Ranks that were in the cell when their collectives were cut; others come to it later."""
         self._engines = engines
         self._execution = execution
         self._requests = requests
@@ -81,6 +86,7 @@ class Supervisor:
         self._failed_s: float | None = None
         self._num_served = 0
         self._is_cut_hard = False
+        self._look_s = _PARKED_S
         self._is_pressed = False
 
     @property
@@ -239,7 +245,9 @@ class Supervisor:
         """Cut the links of ranks, note where they were, and return whether one was cut."""
         # A rank that has failed may still be writing its traceback.
         failing = self._execution.failing.copy()
-        answers = self._engines.control("cut", how, ranks=ranks, timeout_s=_CONTROL_TIMEOUT_S)
+        request = {**how, "generation": self._generation}
+        answers = self._engines.control("cut", request, ranks=ranks, timeout_s=_CONTROL_TIMEOUT_S)
+        self._begun.update(r for r, a in answers.items() if a.get("has_begun"))
         lost = self._engines.lost
         for rank in ranks:
             if rank not in failing and rank not in lost and not self._has_place(rank):
@@ -273,7 +281,16 @@ class Supervisor:
             self._is_pressed = True
             self._cut(ranks, is_hard=True)
             self._interrupt(ranks)
+        if waited_s > self._look_s:
+            self._look_s = waited_s + _PARKED_S
+            self._catch_up(ranks)
         self._num_served = num_asked
+
+    def _catch_up(self, ranks: tuple[int, ...]) -> None:
+        """Free ranks that have begun the cell only now: the measures so far have passed them by."""
+        behind = tuple(rank for rank in ranks if rank not in self._begun)
+        self._cut(behind, is_hard=True)
+        self._interrupt(tuple(rank for rank in behind if rank in self._begun))
 
     def _interrupt(self, ranks: tuple[int, ...]) -> None:
         self._engines.signal(signal.SIGINT, ranks)

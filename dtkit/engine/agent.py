@@ -180,10 +180,13 @@ class Agent:
         is_due = self.is_busy and (
             place.get("state") == "collective" or not request.get("only_waiting", False)
         )
-        if is_due and self.group is not None:
+        group, meant = self.group, request.get("generation")
+        if group is not None and meant not in (None, group.generation):
+            is_due = False  # a request that was long under way: its group is no more
+        if is_due and group is not None:
             self._was_cut = True
-            release(self.group, is_hard=request.get("is_hard", False))
-        return {"is_cut": is_due, "place": place}
+            release(group, is_hard=request.get("is_hard", False))
+        return {"is_cut": is_due, "place": place, "has_begun": self._num_cells > 0}
 
     def _on_request(self, stream: Any, ident: Any, parent: Any) -> None:
         request = json.loads(parent["content"]["json"])

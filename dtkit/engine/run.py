@@ -26,6 +26,7 @@ from dtkit.engine.parts import make_parts
 from dtkit.engine.precision import make_precision
 from dtkit.engine.recorder import Recorder
 from dtkit.engine.reduce import Wire
+from dtkit.engine.refusal import or_refuse, readmit
 from dtkit.engine.shell import current_shell
 from dtkit.engine.stepping import Stepping
 from dtkit.engine.watch import Watch
@@ -121,7 +122,9 @@ class ActiveRun:
         shell = current_shell()
         for name in ("custom_exceptions", "CustomTB"):
             self._stack.callback(setattr, shell, name, getattr(shell, name))
-        shell.set_custom_exc((RunStopped,), _say_nothing)
+        # The driver knows that it asked to stop: no traceback.
+        shell.set_custom_exc((RunStopped,), lambda *_details, **_options: None)
+        self._stack.callback(readmit)
         shell.events.register("pre_run_cell", self._before_cell)
         self._stack.callback(shell.events.unregister, "pre_run_cell", self._before_cell)
         shell.events.register("post_run_cell", self._after_cell)
@@ -203,6 +206,7 @@ class ActiveRun:
             if text:
                 self.note(text)
 
+    @or_refuse
     def _before_cell(self, info: Any) -> None:
         # A magic such as %%capture runs its body as a cell within the cell.
         self._depth += 1
@@ -287,8 +291,3 @@ def cancel() -> None:
     run = agent().run
     if isinstance(run, ActiveRun):
         run.end("failed")
-
-
-def _say_nothing(*_details: Any, **_options: Any) -> None:
-    # The driver knows that it asked to stop: no traceback.
-    return None

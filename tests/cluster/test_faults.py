@@ -203,6 +203,31 @@ def test_a_rank_in_python_is_stopped_too(prepared: dtkit.Session) -> None:
     assert_all_is_well(prepared)
 
 
+def test_a_stop_before_a_runs_cell_keeps_it_from_running(prepared: dtkit.Session) -> None:
+    """Three ranks wait for the fourth to make a model equal; they would go on into the cell."""
+    prepared.execute("""\
+import time
+plain, has_run = nn.Linear(4, 1), False
+def late(info):
+    get_ipython().events.unregister("pre_run_cell", late)
+    if rank == 1:
+        time.sleep(600)
+get_ipython().events.register("pre_run_cell", late)
+""")
+    cell = "has_run = True\nplain\ntime.sleep(600)"
+    run, steps = prepared.training(cell)
+    is_asked = False
+    for _ in steps:
+        waiting = [place.rank for place in prepared.where() if place.operation]
+        if waiting == [0, 2, 3] and not is_asked:
+            is_asked = True
+            run.requests.stop_now()
+        run.requests.alarm.wait(0.02)
+    assert run.state == "stopped"
+    assert prepared.execute("has_run").results == dict.fromkeys(range(4), "False")
+    assert_all_is_well(prepared)
+
+
 @pytest.mark.parametrize("call", ["exit()", "quit()", "import sys\nsys.exit(3)"])
 def test_a_cell_that_exits_ends_and_the_rank_stays(prepared: dtkit.Session, call: str) -> None:
     with pytest.raises(RankError, match="SystemExit"):
