@@ -37,7 +37,7 @@ def describe_all(places: Sequence[RankPlace]) -> str:
     where = f", {_at(first)}" if first.line is not None else ""
     ranks = format_ranks([place.rank for place in waiting])
     verb = "waits" if len(waiting) == 1 else "wait"
-    absentees = "; ".join(f"rank {p.rank} is {describe(p)}{_since(p)}" for p in missing)
+    absentees = "; ".join(f"rank {p.rank}{_on(p)} is {describe(p)}{_since(p)}" for p in missing)
     return (
         f"{format_ranks([p.rank for p in missing])} "
         f"{'has' if len(missing) == 1 else 'have'} not arrived: {ranks} {verb} {describe(first)}"
@@ -68,6 +68,10 @@ def _furthest(places: Sequence[RankPlace]) -> list[RankPlace]:
     whole = [place for place in inside if not place.group] or inside
     newest = max((place.sequence or 0 for place in whole), default=0)
     return [place for place in whole if (place.sequence or 0) == newest]
+
+
+def _on(place: RankPlace) -> str:
+    return f" on {place.host}" if place.host else ""
 
 
 def _at(place: RankPlace) -> str:

@@ -53,6 +53,7 @@ class RankPlace:
         group: the group's description; empty for the whole group.
         seconds: how long it has been in the collective or has waited for data;
             else since the cell began.
+        host: what the user calls the rank's host; empty where all are on the notebook's.
     """
 
     rank: int
@@ -63,6 +64,7 @@ class RankPlace:
     sequence: int | None = None
     group: str = ""
     seconds: float = 0.0
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,4 +164,6 @@ class Orphan:
     left_s: float | None
     """Seconds until it ends by itself; None: not while the run goes on, or no guardian is left."""
     has_guardian: bool
+    is_headless: bool
+    """Whether its controller has ended, so that it can only be ended."""
     num_processes: int

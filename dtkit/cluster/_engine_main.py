@@ -15,6 +15,9 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
+
+from dtkit.guard.posting import keep_posted
 
 _FILE_TIMEOUT_S = 10.0
 _FILE_POLL_S = 0.005
@@ -88,9 +91,18 @@ def _end_with_parent() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _keep_guardian() -> None:
+    """Let a thread see to it that the session has a guardian when its kernel is gone."""
+    folder = os.environ.get("DTKIT_SESSION_DIR")
+    if folder and "DTKIT_PARENT" not in os.environ:  # else it ends with its agent
+        name = "dtkit-keep-guardian"
+        threading.Thread(target=keep_posted, args=(Path(folder),), name=name, daemon=True).start()
+
+
 def main() -> None:
     """Run the engine until it is told to stop."""
     _end_with_parent()
+    _keep_guardian()
     # A crash leaves its stack in the log: ipykernel takes descriptor 2 away later.
     faulthandler.enable(os.dup(2))
     # On a full disk each line of the log would be a traceback in the cell's output.

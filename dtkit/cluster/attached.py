@@ -63,7 +63,7 @@ class AttachedCluster(HostCluster):
         self.engines = Engines(client, self.slots)
         self.engines.note_missing()
         self.keys = read_keys(self.dir)
-        if self.record.guardian is None or not self.record.guardian.is_alive:
+        if not self.record.is_guarded:
             self.post_guardian()
         self._watch = EndWatch(self._ends())
 
@@ -86,7 +86,7 @@ class AttachedCluster(HostCluster):
             process = self._engine(slot.engine)
             if process is not None:
                 ends[process] = partial(self._engine_ended, slot.engine, process.pid)
-        controller = self._controller()
+        controller = self.record.controller
         if controller is not None:
             ends[controller] = partial(self._break_down, exit_text(None))
         return ends
@@ -102,4 +102,10 @@ def _free_record(folder: Path) -> SessionRecord:
             "restart that kernel first"
         )
         raise InvalidInputError(msg)
+    if record.is_headless:
+        msg = (
+            f"session {record.id} cannot be reached any more, its controller has ended: "
+            f"%dist_orphans --end {record.id} ends what is left of it"
+        )
+        raise StartError(msg)
     return record

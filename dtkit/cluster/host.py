@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 import time
 from dataclasses import replace
 from functools import cached_property
@@ -17,6 +15,7 @@ from dtkit.cluster.holding import interrupt_held
 from dtkit.cluster.placement import Slot
 from dtkit.cluster.starter import Starter
 from dtkit.errors import StartError
+from dtkit.guard.posting import post
 from dtkit.guard.processes import Identity, end, family
 from dtkit.guard.record import SessionRecord, remove, restore
 
@@ -136,7 +135,9 @@ class HostCluster:
         """Write down that these processes, and those below them, belong to the session."""
         found = family(filter(None, map(Identity.of, pids)))
         known = {i: None for i in (*self.record.processes, *found) if i.is_alive}
-        self.record = replace(self.record, processes=tuple(known))
+        pid = self.starter.controller_pid
+        controller = self.record.controller or (Identity.of(pid) if pid else None)
+        self.record = replace(self.record, processes=tuple(known), controller=controller)
         # The session has ended already, or its folder takes nothing any more: a full disk.
         with contextlib.suppress(OSError):
             self.record.write()
@@ -163,7 +164,7 @@ class HostCluster:
             restore(self.dir, self.keys)
             if SessionRecord.read(self.dir) is None:
                 self.record.write()
-            if self.record.guardian is None or not self.record.guardian.is_alive:
+            if not self.record.is_guarded:
                 self.post_guardian()
         except OSError as error:
             msg = (
@@ -180,17 +181,6 @@ class HostCluster:
                 if f"--IPEngine.id={engine}" in command and process.is_alive:
                     return process
         return None
-
-    def _controller(self) -> Identity | None:
-        """Return the controller's main process, whoever started it; None if it has ended."""
-        found: dict[int, Identity] = {}
-        parents: dict[int, int] = {}
-        for process in self.record.processes:
-            with contextlib.suppress(psutil.Error):
-                there = psutil.Process(process.pid)
-                if "ipyparallel.controller" in there.cmdline() and process.is_alive:
-                    found[process.pid], parents[process.pid] = process, there.ppid()
-        return next((p for pid, p in found.items() if parents[pid] not in found), None)
 
     def _on_engine_exit(self, engine: int, code: int) -> None:
         self._engine_ended(engine, self.starter.pid_of(engine), code)
@@ -231,23 +221,6 @@ class HostCluster:
 
     def post_guardian(self) -> None:
         """Start the process that ends the session if its driver goes and nobody comes."""
-        log = self.dir / "guardian.log"
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-        try:
-            pid = os.posix_spawn(
-                sys.executable,
-                [sys.executable, "-m", self.guardian_module, str(self.dir)],
-                dict(os.environ),
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, nothing, 0),
-                    (os.POSIX_SPAWN_DUP2, output, 1),
-                    (os.POSIX_SPAWN_DUP2, output, 2),
-                ],
-                setsid=True,  # what ends the kernel and its process group must not end it
-            )
-        finally:
-            os.close(nothing)
-            os.close(output)
-        self.record = replace(self.record, guardian=Identity.of(pid))
+        guardian = post(self.dir, self.guardian_module)
+        self.record = replace(self.record, guardian=guardian)
         self.record.write()

@@ -85,9 +85,8 @@ def _describe(record: SessionRecord) -> Orphan:
     active = active_ranks(record.dir)
     runs = [run for rank, run in RankRun.read_all(record.dir).items() if rank in active]
     since = record.idle_since_unix_s
-    has_guardian = record.guardian is not None and record.guardian.is_alive
     left_s = None
-    if has_guardian and since is not None:
+    if record.is_guarded and since is not None:
         left_s = max(0.0, since + record.lease_s - time.time())
     return Orphan(
         id=record.id,
@@ -96,7 +95,8 @@ def _describe(record: SessionRecord) -> Orphan:
         notebook=record.owner,
         run=Path(runs[0].dir).name if runs else "",
         left_s=left_s,
-        has_guardian=has_guardian,
+        has_guardian=record.is_guarded,
+        is_headless=record.is_headless,
         num_processes=len(family(record.processes)),
     )
 

@@ -26,11 +26,10 @@ def places(engines: Engines, *, timeout_s: float = 5.0) -> tuple[RankPlace, ...]
     answers = engines.control("where", timeout_s=timeout_s)
     found = []
     for rank in engines.ranks:
-        answer = answers.get(rank)
-        if answer is not None and "state" in answer:
-            found.append(RankPlace(rank, **answer))
-        else:
-            found.append(RankPlace(rank, "lost" if rank in engines.lost else "no answer"))
+        answer = answers.get(rank, {})
+        if "state" not in answer:
+            answer = {"state": "lost" if rank in engines.lost else "no answer"}
+        found.append(RankPlace(rank, **answer, host=engines.host_of[rank]))
     return tuple(found)
 
 

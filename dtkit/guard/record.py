@@ -47,6 +47,7 @@ class SessionRecord:
         owner: the notebook it was started from, the same after a restart of its kernel.
         driver: the kernel that has it, or had it.
         processes: controller and engines; what they started themselves is found below them.
+        controller: its main process; without it nobody can take the session over.
         guardian: the process that ends all of this once the lease has run out.
         boot: the boot that these processes belong to.
     """
@@ -60,6 +61,7 @@ class SessionRecord:
     owner: str
     driver: Identity
     processes: tuple[Identity, ...] = ()
+    controller: Identity | None = None
     guardian: Identity | None = None
     boot: str = ""
 
@@ -101,6 +103,16 @@ class SessionRecord:
         return any(process.is_alive for process in self.processes)
 
     @property
+    def is_guarded(self) -> bool:
+        """Whether its guardian runs."""
+        return self.guardian is not None and self.guardian.is_alive
+
+    @property
+    def is_headless(self) -> bool:
+        """Whether its controller has ended, so that its engines cannot be reached any more."""
+        return self.controller is not None and not self.controller.is_alive
+
+    @property
     def idle_since_unix_s(self) -> float | None:
         """Since when its lease has been running out, seconds since the epoch; None: it is not."""
         with contextlib.suppress(OSError, ValueError):
@@ -134,12 +146,13 @@ class SessionRecord:
             values = json.loads((folder / _NAME).read_text())
             if values["boot"] != boot_id():
                 return None
-            guardian = values["guardian"]
+            guardian, controller = values["guardian"], values.get("controller")
             known: dict[str, Any] = {
                 "dir": folder,
                 "slots": tuple(values["slots"]),
                 "driver": Identity(**values["driver"]),
                 "processes": tuple(Identity(**p) for p in values["processes"]),
+                "controller": controller and Identity(**controller),
                 "guardian": guardian and Identity(**guardian),
             }
             return cls(**{**values, **known})

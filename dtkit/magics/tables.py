@@ -96,16 +96,19 @@ class PlaceTable(Table):
     """Where the ranks are as a table, under a line that says who is waited for."""
 
     def __init__(self, places: tuple[RankPlace, ...]) -> None:
+        has_hosts = any(place.host for place in places)
         rows = [
             (
                 str(place.rank),
+                *([place.host] if has_hosts else []),
                 describe(place),
                 "–" if place.line is None else f"{place.file} {place.line}".lstrip(),
                 format_seconds(place.seconds) if place.line is not None else "–",
             )
             for place in places
         ]
-        super().__init__(describe_all(places), ("rank", "now", "line", "for"), rows)
+        head = ("rank", *(["host"] if has_hosts else []), "now", "line", "for")
+        super().__init__(describe_all(places), head, rows)
 
 
 class LinkTable(Table):
@@ -172,9 +175,11 @@ class ControlTable(Table):
 
 def _ends(orphan: Orphan) -> str:
     if not orphan.has_guardian:
-        return "never: its guardian is gone"
+        return "not without --end: its guardian is gone"
     if orphan.left_s is None:
-        return "not while its run goes on"
+        return (
+            "with its run: its controller is gone" if orphan.is_headless else "not during its run"
+        )
     minutes, seconds = divmod(round(orphan.left_s), 60)
     return f"in {minutes} min" if minutes else f"in {seconds} s"
 

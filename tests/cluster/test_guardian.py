@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import stat
 import subprocess
+import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,12 +18,12 @@ from dtkit.driver.orphans import choose_orphan, end_orphan, list_orphans
 from dtkit.errors import InvalidInputError, StartError
 from dtkit.guard import record as records
 from dtkit.guard.__main__ import Guardian
+from dtkit.guard.posting import post, post_again
 from dtkit.guard.processes import Identity, end
 from dtkit.guard.record import RankRun, SessionRecord, active_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 LEASE_S = 100.0
 
@@ -151,6 +155,75 @@ def test_a_strict_lease_runs_out_during_a_run(record: SessionRecord) -> None:
     assert not guardian.look(0.0)
     assert guardian.look(LEASE_S)
     assert not record.is_alive
+
+
+def test_without_its_controller_nobody_can_take_it_over(
+    record: SessionRecord, spawn: Callable[[], Identity]
+) -> None:
+    controller, scheduler = spawn(), spawn()
+    processes = (*record.processes, controller, scheduler)
+    replace(record, controller=controller, processes=processes).write()
+    guardian = Guardian(record.dir)
+    train(record, 0)
+    train(record, 1)
+    kill(controller)  # and not what it had started
+    assert not guardian.look(0.0)  # the kernel sees to it
+    kill(record.driver)
+    assert not guardian.look(1.0)  # what the run writes is of use
+    (orphan,) = list_orphans()
+    assert orphan.is_headless
+    assert orphan.num_processes == 2
+    with pytest.raises(StartError, match="its controller has ended: %dist_orphans --end abc"):
+        AttachedCluster(record.dir)
+    train(record, 0, "finished")
+    assert guardian.look(2.0)
+    assert not scheduler.is_alive
+    assert not record.is_alive
+
+
+def posted(record: SessionRecord) -> tuple[Identity, int]:
+    """Start a guardian that has begun to watch; with a descriptor that tells of its end."""
+    guardian = post(record.dir)
+    assert guardian is not None
+    replace(record, guardian=guardian).write()
+    is_ready = f"SigBlk:\t{1 << (signal.SIGTERM - 1):016x}"  # it asks for the signal itself
+    while is_ready not in Path(f"/proc/{guardian.pid}/status").read_text():
+        assert guardian.is_alive
+        time.sleep(0.01)
+    return guardian, os.pidfd_open(guardian.pid)
+
+
+def wait_for_end(guardian: Identity, descriptor: int) -> None:
+    with os.fdopen(descriptor):
+        os.waitid(os.P_PIDFD, descriptor, os.WEXITED)
+    assert not guardian.is_alive
+
+
+def test_a_guardian_that_is_told_to_end_ends_what_no_kernel_has(record: SessionRecord) -> None:
+    train(record, 0)
+    train(record, 1)
+    guardian, descriptor = posted(record)
+    os.kill(record.driver.pid, signal.SIGTERM)
+    os.kill(guardian.pid, signal.SIGTERM)
+    wait_for_end(guardian, descriptor)
+    assert not record.is_alive
+    assert not record.dir.exists()
+
+
+def test_a_guardian_that_is_told_to_end_leaves_a_kernel_its_session(
+    record: SessionRecord,
+) -> None:
+    guardian, descriptor = posted(record)
+    os.kill(guardian.pid, signal.SIGTERM)
+    wait_for_end(guardian, descriptor)
+    assert record.is_alive
+    assert not post_again(record.dir)  # there is no need
+    kill(record.driver)
+    assert post_again(record.dir)
+    assert not post_again(record.dir)
+    (orphan,) = list_orphans()
+    assert orphan.has_guardian
+    end_orphan("abc")
 
 
 def test_a_process_that_only_has_the_pid_is_left_alone(

@@ -18,7 +18,7 @@ import dtkit
 from dtkit.driver.runs.archive import runs
 from dtkit.driver.waiting import drive
 from dtkit.errors import ClusterDiedError, RankError
-from dtkit.guard.processes import Identity
+from dtkit.guard.processes import Identity, end
 from dtkit.guard.record import RankRun, SessionRecord, find_records
 
 if TYPE_CHECKING:
@@ -234,3 +234,18 @@ def test_without_anybody_the_run_is_finished_and_then_everything_ends(
     run = left.runs["lasting"]
     assert run.state == "finished"
     assert run.output.text_of(1).endswith("end 1\n")
+
+
+def test_engines_that_have_lost_kernel_guardian_and_controller_end_with_their_run(
+    leave: Callable[..., Left],
+) -> None:
+    left = leave()
+    record = left.record
+    assert record.guardian is not None
+    assert record.controller is not None
+    end([record.guardian, record.controller], grace_s=0.0)
+    wait_until(lambda: left.record.is_guarded, "another guardian, which an engine starts")
+    assert [o.run for o in dtkit.Session.orphans() if o.id == left.id] == ["lasting"]
+    left.flag.touch()
+    wait_until(lambda: not record.dir.exists(), "the session's end")
+    assert not record.is_alive

@@ -67,6 +67,15 @@ def test_the_table_shows_a_line_each() -> None:
     assert repr(PlaceTable((RankPlace(0, "idle"),))).startswith("rank  now")
 
 
+def test_the_host_is_named_where_there_are_several() -> None:
+    places = (inside(0, host="alpha"), RankPlace(1, "data", 3, host="beta", seconds=2.0))
+    text = repr(PlaceTable(places))
+    assert text.startswith("rank 1 has not arrived")
+    assert "; rank 1 on beta is waiting for data" in text
+    assert "0     alpha  in all_reduce #17" in text
+    assert "1     beta   waiting for data" in text
+
+
 def test_a_stall_is_ten_steps_and_at_least_half_a_minute() -> None:
     assert stall_limit_s(100.0) == 30.0
     assert stall_limit_s(6000.0) == 60.0
@@ -78,6 +87,7 @@ class Rank1IsLate:
 
     ranks = (0, 1)
     lost = ()
+    host_of = dict.fromkeys(range(4), "")
     num_asked = 0
 
     def control(self, _operation: str, *, timeout_s: float) -> dict[int, dict[str, object]]:

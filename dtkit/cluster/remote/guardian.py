@@ -7,9 +7,7 @@ a later kernel finds it too.
 
 from __future__ import annotations
 
-import signal
 import sys
-import time
 from pathlib import Path
 
 import ipyparallel as ipp
@@ -18,12 +16,11 @@ from dtkit.cluster.engines import Engines
 from dtkit.cluster.placement import Slot
 from dtkit.cluster.remote.agent import FIRST_ENGINE
 from dtkit.cluster.remote.collecting import bring_states
-from dtkit.guard.__main__ import Guardian
+from dtkit.guard.__main__ import Guardian, watch
 from dtkit.guard.record import SessionRecord
 
 __all__ = ["main"]
 
-_TICK_S = 0.5
 _ASK_S = 5.0
 _CONNECT_TIMEOUT_S = 10.0
 
@@ -68,15 +65,8 @@ class _Hosts:
 
 def main() -> None:
     """Watch until the session has ended."""
-    # Whoever has it in its process group: it is not meant for us.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     folder = Path(sys.argv[1])
-    guardian, hosts = Guardian(folder), _Hosts(folder)
-    while True:
-        hosts.look(time.monotonic())
-        if guardian.look(time.monotonic()):
-            return
-        time.sleep(_TICK_S)
+    watch(Guardian(folder), _Hosts(folder).look)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,9 @@ class Timeline:
             )
             raise InvalidInputError(msg)
         self.analysis: Analysis = found
+        hosts = {trace.head.rank: trace.head.host for trace in self._traces}
+        self.hosts: dict[int, str] = hosts if len(set(hosts.values())) > 1 else {}
+        """What each rank's host calls itself; empty: there is one only."""
         self.advice: tuple[str, ...] = advise(found)
         self._single = _single_rank_run(run)
         self.efficiency: float | None = _efficiency(run, self._single)
@@ -65,13 +68,19 @@ class Timeline:
         for label, name in _SHARES.items():
             facts[label] = f"{found.share(name):.0%}"
         late = next(iter(found.stragglers), None)
-        facts["waited most for"] = "nobody" if late is None else _waited(late.rank, late.share)
+        facts["waited most for"] = (
+            "nobody" if late is None else f"{self.name(late.rank)}, {late.share:.0%} of the step"
+        )
         facts["samples/s"] = format_rate(mean_rate(self.run.history))
         if self.efficiency is not None and self._single is not None:
             facts["scaling efficiency"] = (
                 f"{self.efficiency:.0%} of {len(self.run.ranks)} × run {self._single.name!r}"
             )
         return facts
+
+    def name(self, rank: int) -> str:
+        """Return a rank as tables name it: with its host, if there are several."""
+        return f"rank {rank} on {self.hosts[rank]}" if self.hosts else f"rank {rank}"
 
     def png(self) -> bytes:
         """Return the picture of the last steps."""
@@ -100,9 +109,9 @@ class Timeline:
 
     def __repr__(self) -> str:
         facts = "\n".join(f"{name}: {value}" for name, value in self.facts().items())
-        parts = [facts, text_table(_HEAD, _rank_rows(self.analysis))]
+        parts = [facts, text_table(_HEAD, _rank_rows(self))]
         if self.analysis.stragglers:
-            parts.append(text_table(_LATE, _late_rows(self.analysis)))
+            parts.append(text_table(_LATE, _late_rows(self)))
         return "\n\n".join([*parts, *self.advice])
 
 
@@ -208,17 +217,21 @@ def _details(timeline: Timeline, *, with_facts: bool) -> str:
     if with_facts:
         line = " · ".join(f"{name} {value}" for name, value in timeline.facts().items())
         html += f"<div>{escape(line)}</div>"
-    html += html_table(_HEAD, _rank_rows(timeline.analysis))
+    html += html_table(_HEAD, _rank_rows(timeline))
     if timeline.analysis.stragglers:
-        html += html_table(_LATE, _late_rows(timeline.analysis))
+        html += html_table(_LATE, _late_rows(timeline))
     return html
 
 
-def _rank_rows(found: Analysis) -> list[tuple[str, ...]]:
+def _rank_rows(timeline: Timeline) -> list[tuple[str, ...]]:
     names = ("compute", "exposed", "data", "idle", "overlapped")
     return [
-        (str(r.rank), f"{r.step_ms:.1f} ms", *(_percent(r, name) for name in names))
-        for r in found.ranks
+        (
+            timeline.name(r.rank).removeprefix("rank "),
+            f"{r.step_ms:.1f} ms",
+            *(_percent(r, name) for name in names),
+        )
+        for r in timeline.analysis.ranks
     ]
 
 
@@ -226,22 +239,18 @@ def _percent(times: RankTimes, name: str) -> str:
     return f"{getattr(times, f'{name}_ms') / times.step_ms:.0%}" if times.step_ms else "–"
 
 
-def _late_rows(found: Analysis) -> list[tuple[str, ...]]:
+def _late_rows(timeline: Timeline) -> list[tuple[str, ...]]:
     return [
         (
-            f"rank {late.rank}",
+            timeline.name(late.rank),
             f"{late.waited_ms:.1f} ms per step",
             f"{late.share:.0%}",
             f"{late.last_share:.0%} of collectives",
             _WORDS.get(late.cause, "chance"),
             f"{late.excess_ms:.1f} ms" if late.cause else "–",
         )
-        for late in found.stragglers
+        for late in timeline.analysis.stragglers
     ]
-
-
-def _waited(rank: int, share: float) -> str:
-    return f"rank {rank}, {share:.0%} of the step"
 
 
 def _single_rank_run(run: Run) -> Run | None:
