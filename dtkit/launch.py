@@ -9,14 +9,15 @@ from dtkit.errors import InvalidInputError, check_choice
 
 __all__ = ["ENGINES", "LOCAL", "HostRequest", "Launch", "parse_hosts"]
 
-ENGINES = ("local", "ssh", "mpi", "slurm")
+ENGINES = ("local", "ssh", "mpi", "slurm", "profile")
 _FOR = {
     "hosts": ("ssh", "mpi"),
-    "interface": ("ssh", "mpi", "slurm"),
-    "python": ("ssh", "mpi", "slurm"),
+    "profile": ("profile",),
+    "interface": ("ssh", "mpi", "slurm", "profile"),
+    "python": ("ssh", "mpi", "slurm", "profile"),
     "ssh": ("ssh",),
     "mpi": ("mpi",),
-    "nodes": ("slurm",),
+    "nodes": ("slurm", "profile"),
     "partition": ("slurm",),
     "account": ("slurm",),
     "gpus_per_node": ("slurm",),
@@ -44,13 +45,14 @@ class Launch:
     """Where engines are started, and through what.
 
     Attributes:
-        engines: local, ssh, mpi or slurm.
+        engines: local, ssh, mpi, slurm or profile.
+        profile: of ipyparallel, whose engine launcher starts the agents.
         hosts: for ssh and mpi, each with its number of ranks; ranks are numbered in their order.
         interface: through which hosts reach each other; empty: the one that leads to them.
         python: the interpreter on the hosts; empty: at the same path as this one.
         ssh: further options for ssh and scp, such as `-F FILE`.
         mpi: further options for mpirun.
-        nodes: how many nodes a Slurm job takes; 0: one.
+        nodes: how many nodes the job takes; 0: one.
         partition: of Slurm.
         account: of Slurm.
         gpus_per_node: of the Slurm job.
@@ -63,6 +65,7 @@ class Launch:
 
     engines: str = "local"
     hosts: tuple[HostRequest, ...] = ()
+    profile: str = ""
     interface: str = ""
     python: str = ""
     ssh: str = ""
@@ -78,6 +81,9 @@ class Launch:
         check_choice("--engines", self.engines, ENGINES)
         if self.engines == "ssh" and not self.hosts:
             msg = "--engines ssh needs --hosts, for example --hosts alpha:4,beta:4"
+            raise InvalidInputError(msg)
+        if self.engines == "profile" and not self.profile:
+            msg = "--engines profile needs --profile NAME, a profile of ipyparallel's"
             raise InvalidInputError(msg)
         for field in fields(self)[1:]:
             if getattr(self, field.name) and self.engines not in _FOR[field.name]:

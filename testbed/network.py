@@ -119,6 +119,11 @@ class Network:
         for host in self.hosts:
             _ip("netns", "exec", host.namespace, *limiting(mbit_per_s))
 
+    def connect(self, host: Host, *, is_connected: bool) -> None:
+        """Plug a host's link into the switch, or pull it out: the others are not told."""
+        state = "up" if is_connected else "down"
+        _ip("-n", f"{self._name}-switch", "link", "set", f"port{host.rank}", state)
+
     def ranks_environment(self, host: Host) -> dict[str, str]:
         """Return what tells a process that it is this host's one rank, as torchrun would."""
         return {

@@ -164,8 +164,8 @@ def _init() -> Parser:
 def _add_launch(parser: Parser) -> None:
     parser.add_argument(
         "--engines", default="local", choices=ENGINES,
-        help="through what engines are started: on this host, over ssh or mpirun on --hosts, or "
-        "as a Slurm job (default: local)",
+        help="through what engines are started: on this host, over ssh or mpirun on --hosts, as "
+        "a Slurm job, or as a --profile says (default: local)",
     )  # fmt: skip
     parser.add_argument(
         "--hosts", metavar="NAME:N,…", default="",
@@ -192,8 +192,12 @@ def _add_launch(parser: Parser) -> None:
         "--mpi", metavar="OPTIONS", default="", help="further options for mpirun, in quotes"
     )
     parser.add_argument(
-        "--nodes", type=int, metavar="N", default=0, help="nodes of the Slurm job (default: 1)"
+        "--nodes", type=int, metavar="N", default=0, help="nodes of the job (default: 1)"
     )
+    parser.add_argument(
+        "--profile", metavar="NAME", default="",
+        help="start through the engine launcher of this ipyparallel profile: PBS, LSF, SGE, …",
+    )  # fmt: skip
     for name in ("partition", "account", "gpus-per-node", "time"):
         parser.add_argument(
             f"--{name}", metavar="VALUE", default="", help=f"of the Slurm job: sbatch --{name}"
@@ -204,8 +208,8 @@ def _add_launch(parser: Parser) -> None:
     )  # fmt: skip
 
 
-_LAUNCH = ("interface", "python", "ssh", "mpi", "nodes", "partition", "account", "gpus_per_node",
-           "time", "sbatch")  # fmt: skip
+_LAUNCH = ("profile", "interface", "python", "ssh", "mpi", "nodes", "partition", "account",
+           "gpus_per_node", "time", "sbatch")  # fmt: skip
 
 
 def parse_init(line: str) -> argparse.Namespace:
@@ -215,6 +219,8 @@ def parse_init(line: str) -> argparse.Namespace:
         msg = f"%dist_init --attach takes the session as it is: leave out {', '.join(given)}"
         raise UsageError(msg)
     args.lease = Lease(args.lease, args.strict_lease)
+    if args.profile and args.engines == "local":
+        args.engines = "profile"
     if args.check and args.engines == "local":
         msg = "--check looks at other hosts: add --engines ssh --hosts alpha,beta"
         raise UsageError(msg)

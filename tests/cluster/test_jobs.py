@@ -10,7 +10,7 @@ from rig import DIGITS, Rig, relative_error
 from test_ssh import CELL
 
 import dtkit
-from dtkit.errors import RankError, StartError
+from dtkit.errors import InvalidInputError, RankError, StartError
 from dtkit.guard.processes import Identity
 from dtkit.launch import Launch
 from testbed.slurm import Slurm, why_no_slurm
@@ -108,6 +108,80 @@ def test_a_job_that_slurm_does_not_take(slurm: Slurm, place: Path) -> None:  # n
         dtkit.Session.start(1, launch=launch, devices="cpu", runs_dir=place)
 
 
+PROFILES = {
+    "site": """
+c.Cluster.engine_launcher_class = "slurm"
+c.SlurmLauncher.queue = "lab"
+c.SlurmLauncher.timelimit = "10"
+""",
+    "here": """
+c.Cluster.engine_launcher_class = "ipyparallel.cluster.launcher.LocalEngineSetLauncher"
+c.Cluster.controller_ip = "127.0.0.1"
+""",
+    "fixed": """
+c.Cluster.engine_launcher_class = "slurm"
+c.SlurmEngineSetLauncher.batch_template = "#!/bin/sh\\nsrun ipengine --profile-dir={profile_dir}"
+""",
+}
+
+
+@pytest.fixture
+def profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Profiles of ipyparallel's, as a site has them."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    for name, text in PROFILES.items():
+        folder = tmp_path / f"profile_{name}"
+        folder.mkdir()
+        (folder / "ipcluster_config.py").write_text(f"c = get_config()\n{text}")
+    return tmp_path
+
+
+@pytest.mark.slurm
+@pytest.mark.skipif(bool(why_no_slurm()), reason=why_no_slurm() or "-")
+def test_a_profiles_batch_launcher_starts_the_agents(
+    slurm: Slurm, profiles: Path, place: Path, digits: dict[str, Any]
+) -> None:
+    del slurm
+    train_through("site", "lo", profiles, place, digits)
+
+
+def test_a_profiles_local_launcher_starts_the_agents(
+    profiles: Path, place: Path, digits: dict[str, Any]
+) -> None:
+    train_through("here", "", profiles, place, digits)
+
+
+def train_through(
+    name: str, interface: str, profiles: Path, place: Path, digits: dict[str, Any]
+) -> None:
+    """Train as one device does on two agents that a profile's launcher starts; leave nothing."""
+    launch = Launch(engines="profile", profile=name, nodes=2, interface=interface)
+    session = dtkit.Session.start(4, launch=launch, devices="cpu", runs_dir=place / "runs")
+    with session:
+        assert [slot.local_rank for slot in session.slots] == [0, 1, 0, 1]
+        assert len({slot.host for slot in session.slots}) == 2
+        session.execute(DIGITS)
+        rig = Rig(session, digits)
+        assert relative_error(rig.train(CELL).history["loss"], rig.plain(CELL)["losses"]) < 1e-5
+        pids = {*session.pids(), *(status.pid for status in session.status())}
+    assert not [pid for pid in pids if Identity.of(pid)]
+    assert list((place / "tmp").glob("dtkit-*")) == []
+    assert list((profiles / f"profile_{name}/security").iterdir()) == []
+
+
+def test_a_profile_that_cannot_be_used(profiles: Path, place: Path) -> None:
+    (profiles / "profile_empty").mkdir()
+    for name, fix in {
+        "fixed": "write {program_and_args} in place of ipengine",
+        "empty": "has no ipcluster_config.py that names a launcher",
+        "other": "no such profile in .*, only empty, fixed, here, site; `ipython profile create",
+    }.items():
+        launch = Launch(engines="profile", profile=name, interface="lo")
+        with pytest.raises(InvalidInputError, match=fix):
+            dtkit.Session.start(2, launch=launch, devices="cpu", runs_dir=place / "runs")
+    assert list((place / "tmp").glob("dtkit-*")) == []
+
+
 def test_training_gives_the_curve_of_one_device(rig: Rig) -> None:
     expected = rig.plain(CELL)["losses"]
     run = rig.train(CELL)
@@ -121,7 +195,6 @@ def test_each_rank_knows_its_place(rig: Rig) -> None:
     assert rig.values("local_rank") == local_ranks
 
 
-@pytest.mark.parametrize("rig", [pytest.param("mpi", marks=pytest.mark.mpi)], indirect=True)
 def test_a_killed_engine_comes_back_and_the_job_goes_on(rig: Rig) -> None:
     rig.session.execute("kept = 'state'")
     with pytest.raises(RankError, match=r"its engine on \w+ was killed by SIGKILL"):

@@ -6,7 +6,11 @@ import contextlib
 import ipaddress
 import json
 import os
+import re
 import stat
+import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -21,7 +25,6 @@ from testbed.sshd import SshHosts, why_no_ssh_hosts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from dtkit.driver.runs.run import Run
 
@@ -30,6 +33,7 @@ pytestmark = [
     pytest.mark.skipif(bool(why_no_ssh_hosts()), reason=why_no_ssh_hosts() or "-"),
 ]
 
+ROOT = Path(__file__).parents[2]
 CELL = """
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
@@ -93,11 +97,89 @@ def rig(session: dtkit.Session, digits: dict[str, Any]) -> Rig:
     return Rig(session, digits)
 
 
-def launch_of(hosts: SshHosts, names: str, config: Path | None = None) -> Launch:
+def launch_of(hosts: SshHosts, names: str) -> Launch:
     return Launch(
-        engines="ssh", hosts=parse_hosts(names), python=str(hosts.python),
-        ssh=f"-F {config or hosts.config}",
+        engines="ssh", hosts=parse_hosts(names), python=str(hosts.python), ssh=f"-F {hosts.config}"
+    )
+
+
+# Before a session is opened that lasts for the module: a process has one at a time.
+def refusal(hosts: SshHosts, name: str = "host-b", python: str = "", *lines: str) -> str:
+    """Return why a host cannot be used, under a configuration that begins with some lines."""
+    config = hosts.config.with_name("ssh_config_changed")
+    own = "\n".join([*lines, "ConnectTimeout 1", ""])
+    config.write_text(own + hosts.config.read_text())
+    launch = Launch(
+        engines="ssh", hosts=parse_hosts(name), python=python or str(hosts.python),
+        ssh=f"-F {config}",
     )  # fmt: skip
+    with pytest.raises(StartError) as caught:
+        SshFleet(launch)._greet(name)
+    return str(caught.value)
+
+
+def test_a_host_that_cannot_be_logged_in_to_is_told_with_its_fix(hosts: SshHosts) -> None:
+    own_key = hosts.config.with_name("host-a")
+    changed = hosts.config.with_name("known_hosts_changed")
+    key = own_key.with_suffix(".pub").read_text()
+    changed.write_text(f"{hosts.host('host-b').address} {key}")
+    for line, fix in {
+        "UserKnownHostsFile /dev/null": "`ssh host-b` once in a terminal and compare the finger",
+        f"UserKnownHostsFile {changed}": "another than before: find out why, then `ssh-keygen -R",
+        "PubkeyAuthentication no": "it takes no key of yours: `ssh-copy-id host-b`",
+        "HostName 10.77.0.99": "host-b: nothing leads there|host-b: it does not answer",
+        "Port 23": "no SSH server answers there: start sshd, or check the port",
+    }.items():
+        assert re.search(fix, refusal(hosts, "host-b", "", line)), line
+    assert "no-such-host: no such name: check --hosts" in refusal(hosts, "no-such-host")
+    with pytest.raises(StartError, match="no-such-host: its name is not known here"):
+        SshFleet(launch_of(hosts, "no-such-host:1")).own_address()
+
+
+def test_an_interpreter_that_is_not_one_is_told_with_its_fix(hosts: SshHosts) -> None:
+    for python, fix in {
+        "/no/python": "host-b: no Python at that path there: name one with --python PATH",
+        str(hosts.config): "host-b: what is at that path cannot be run",
+        "/bin/false": "host-b: --python PATH must name a Python with dtkit",
+        "/usr/bin/python3": "install dtkit there, or name an interpreter that has it",
+    }.items():
+        assert fix in refusal(hosts, python=python), python
+
+
+def test_a_check_alone_names_what_differs_and_leaves_nothing(
+    hosts: SshHosts, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "here"))
+    launch = launch_of(hosts, "host-a,host-b")
+    found = dtkit.Session.check_hosts(launch)
+    assert found.problems == ()
+    assert {(link.source, link.target) for link in found.links} == {
+        ("host-a", "host-b"), ("host-b", "host-a")
+    }  # fmt: skip
+    assert all(link.latency_ms and link.mbit_per_s for link in found.links)
+
+    other = tmp_path / "other"  # as if another release were installed on the second host
+    (other / "dtkit-0.0.1.dist-info").mkdir(parents=True)
+    (other / "dtkit-0.0.1.dist-info/METADATA").write_text("Name: dtkit\nVersion: 0.0.1\n")
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\n[ "$(hostname)" = host-b ] && export PYTHONPATH={other}:{ROOT} || '
+        f'export PYTHONPATH={ROOT}\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    (problem,) = dtkit.Session.check_hosts(replace(launch, python=str(python))).problems
+    assert "0.0.1 on host-b" in problem
+    assert problem.startswith("dtkit differs: ")
+    assert "Install the same version everywhere" in problem
+    with pytest.raises(StartError, match=r"dtkit differs: .* 0\.0\.1 on host-b"):
+        dtkit.Session.start(
+            launch=replace(launch, python=str(python)), devices="cpu", runs_dir=folder / "runs"
+        )
+    assert not list((tmp_path / "here").iterdir())
+    for name in hosts.names:
+        assert hosts.pids(name) == []
+        assert not list(hosts.temporary(name).glob("dtkit-*"))
 
 
 def test_ranks_are_grouped_by_host(session: dtkit.Session) -> None:
@@ -153,38 +235,6 @@ def test_keys_stay_in_files_that_only_the_user_reads(
                 assert secret not in " ".join(words)
 
 
-@pytest.mark.parametrize(
-    ("change", "fix"),
-    [
-        ("UserKnownHostsFile", "run `ssh host-b` once in a terminal and compare the fingerprint"),
-        ("IdentityFile", "ssh-copy-id host-b"),
-        ("HostName", "nothing leads there|does not answer|no SSH server answers"),
-    ],
-)
-def test_a_host_that_cannot_be_logged_in_to(
-    hosts: SshHosts, tmp_path: Path, change: str, fix: str
-) -> None:
-    lines = hosts.config.read_text().splitlines()
-    value = {"HostName": "10.77.0.99", "IdentityFile": str(hosts.config.with_name("host-a"))}
-    changed = [
-        f"  {change} {value.get(change, '/dev/null')}" if change in line else line
-        for line in lines
-        if not (change == "UserKnownHostsFile" and "GlobalKnown" in line)
-    ]
-    config = tmp_path / "ssh_config"
-    config.write_text("\n".join(changed) + "\n  ConnectTimeout 1\n")
-    with pytest.raises(StartError, match=fix):
-        SshFleet(launch_of(hosts, "host-b:1", config))._greet("host-b")
-
-
-def test_an_interpreter_that_is_not_there(hosts: SshHosts) -> None:
-    launch = Launch(
-        engines="ssh", hosts=parse_hosts("host-b:1"), python="/no/python", ssh=f"-F {hosts.config}"
-    )
-    with pytest.raises(StartError, match=r"host-b: no Python at that path there: .*--python PATH"):
-        SshFleet(launch)._greet("host-b")
-
-
 def test_an_object_comes_from_another_host_in_pieces(rig: Rig) -> None:
     rig.session.execute("big = torch.arange(12_000_000.) + rank", ranks=[2])
     pulled = rig.session.pull("big", rank=2).value
@@ -202,9 +252,11 @@ def test_a_module_of_the_notebooks_folder_that_a_host_lacks(rig: Rig, folder: Pa
     rig.session.execute("del helper", ranks=[0, 1])
 
 
-def wait_in_a_collective(session: dtkit.Session, then: Callable[[Run], None]) -> Run:
-    """Let ranks 0 and 1 wait for rank 2, then do something about it, and see the run end."""
-    run, steps = session.training(WAIT.format(rank=2))
+def wait_in_a_collective(
+    session: dtkit.Session, then: Callable[[Run], None], cell: str = WAIT.format(rank=2)
+) -> Run:
+    """Let ranks wait for the last one, then do something about it, and see the run end."""
+    run, steps = session.training(cell)
     is_done = False
     for _ in steps:
         # The line tells it from the collectives with which a run begins.

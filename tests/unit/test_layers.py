@@ -124,6 +124,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "psutil",
         "zmq",
         "IPython.core.profiledir",
+        "IPython.paths",
         "dtkit.guard",
         *BASE,
     ),

@@ -3,10 +3,10 @@
 An engine of ipyparallel without a rank, which starts the host's other engines
 and tells how they ended. What it is asked comes over ipyparallel's control
 channel: no port of its own. It ends, and its engines with it, when it is told
-to, when the controller is gone, or when the controller cannot be reached for
-as long as the lease says and nobody trains.
+to, when the controller is gone, or when no heartbeat of the controller's has come
+for 30 s: that has given the host up by then, as its own hearts did not answer.
 
-`DTKIT_AGENT` tells it, as JSON: number, session, notebook_dir, interface, lease_s.
+`DTKIT_AGENT` tells it, as JSON: number, session, notebook_dir, interface. Or `--told FILE` does.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ from dtkit.cluster.remote.collecting import read_piece
 from dtkit.cluster.remote.facts import HostFacts
 from dtkit.cluster.remote.farewell import note_agent
 from dtkit.cluster.remote.network import address_of, address_towards, interface_with
+from dtkit.cluster.remote.peers import pairs_without_access
 from dtkit.cluster.remote.probing import listen, measure
+from dtkit.cluster.remote.told import read_told
 from dtkit.guard.processes import Identity
-from dtkit.guard.record import FOLDER_PREFIX, RankRun, active_ranks
+from dtkit.guard.record import FOLDER_PREFIX, RankRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,27 +99,24 @@ class Agent:
             "measure": lambda asked: measure(
                 asked["address"], asked["port"], asked["token"], asked["for_s"]
             ),
+            "peers": lambda _request: {"pairs": pairs_without_access()},
             "close": self._close,
         }
         return answers[request["operation"]](request)
 
     def watch(self) -> None:
         """Look after the controller, and end when it has; runs on a thread of its own."""
-        num_refused, unreached_s = 0, 0.0
-        while True:
+        num_refused = 0
+        while num_refused < _NUM_REFUSED:
             time.sleep(_LOOK_S)
-            begun_s = time.monotonic()
             try:
                 socket.create_connection(self._controller, timeout=_LOOK_S).close()
-                num_refused, unreached_s = 0, 0.0
-                continue
+                num_refused = 0
             except ConnectionRefusedError:
                 num_refused += 1
-            except OSError:  # the network is gone, and may come back
-                unreached_s += _LOOK_S + time.monotonic() - begun_s
-            is_over = unreached_s > float(self._options["lease_s"])
-            if num_refused >= _NUM_REFUSED or (is_over and not active_ranks(self.folder)):
-                self.leave()
+            except OSError:  # the network is gone; ipyparallel counts the heartbeats
+                pass
+        self.leave()
 
     def leave(self) -> None:
         """End the engines and this process, and remove what they have written."""
@@ -174,9 +173,7 @@ def _enter(folder: str) -> bool:
 
 def main() -> None:
     """Run the agent until its session has ended."""
-    options = json.loads(os.environ.pop("DTKIT_AGENT"))
-    # Not for the engines to inherit: it holds the key, and they read the file.
-    info = json.loads(os.environ.pop("IPP_CONNECTION_INFO"))
+    options, info = _told()
     agent = Agent(options, info, os.environ.pop("DTKIT_AGENT_FOLDER", ""))
     os.environ["IPP_PROFILE_DIR"] = str(agent.folder)
     os.environ["IPP_CLUSTER_ID"] = ""
@@ -185,6 +182,15 @@ def main() -> None:
     threading.Thread(target=agent.watch, name="dtkit-agent-watch", daemon=True).start()
     sys.argv[1:] = [f"--IPEngine.id={FIRST_ENGINE + _number(options)}", "--IPEngine.timeout=60"]
     _serve(agent)
+
+
+def _told() -> tuple[Request, Request]:
+    """Return the options, and how the controller is reached: of its launcher's, or of a file."""
+    # Not for the engines to inherit: it holds the key, and they read the file.
+    told, info = (os.environ.pop(name, "") for name in ("DTKIT_AGENT", "IPP_CONNECTION_INFO"))
+    if "--told" in sys.argv:
+        return read_told(Path(sys.argv[sys.argv.index("--told") + 1]))
+    return json.loads(told), json.loads(info)
 
 
 def _number(options: Request) -> int:

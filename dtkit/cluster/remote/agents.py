@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dtkit.cluster.host import POLL_S, START_TIMEOUT_S, HostCluster
 from dtkit.cluster.remote.collecting import bring_files, bring_states
@@ -118,7 +118,7 @@ class AgentsCluster(HostCluster):
 
     def bring_states(self) -> None:
         """Note on this host which runs the ranks of others are in."""
-        controller = self._controller()
+        controller = self.record.controller
         if controller is not None:
             bring_states(self.agents, self.dir, controller)
 
@@ -173,15 +173,19 @@ class AgentsCluster(HostCluster):
 
     def _ask_ending(self, rank: int) -> None:
         slot = next(slot for slot in self.slots if slot.rank == rank)
-        text = ""
+        answers: dict[int, dict[str, Any]] = {}
         if slot.agent not in self.agents.lost:
             with contextlib.suppress(DtkitError):
                 answers = self.agents.control(
                     "ending", {"engine": slot.engine}, ranks=[slot.agent], timeout_s=_ENDING_S
                 )
-                text = answers.get(slot.agent, {}).get("text", "")
-        if not self._is_stopping and not self.engines.are_registered([rank]):
-            self.engines.note_death(rank, f"its engine on {slot.host} {text or 'has ended'}")
+        if self._is_stopping or self.engines.are_registered([rank]):
+            return
+        if not answers and not self.agents.are_registered([slot.agent]):
+            self._agent_lost(slot.agent)
+        else:
+            text = answers.get(slot.agent, {}).get("text") or "has ended"
+            self.engines.note_death(rank, f"its engine on {slot.host} {text}")
 
     def _agent_lost(self, number: int) -> None:
         """Count the ranks of a host as lost: engines end with their agent."""
@@ -190,5 +194,7 @@ class AgentsCluster(HostCluster):
         for slot in self.slots:
             if slot.agent == number and slot.rank not in self.engines.lost:
                 self.engines.note_death(
-                    slot.rank, f"host {slot.host} is gone: its agent, and all engines with it"
+                    slot.rank,
+                    f"host {slot.host} is gone: its agent has ended or cannot be reached any more, "
+                    "and all engines there with it",
                 )

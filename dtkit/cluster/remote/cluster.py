@@ -16,9 +16,11 @@ from dtkit.cluster.remote.agents import AgentsCluster
 from dtkit.cluster.remote.facts import HostFacts
 from dtkit.cluster.remote.jobs import MpiFleet, SlurmFleet
 from dtkit.cluster.remote.placing import place
+from dtkit.cluster.remote.profiles import ProfileFleet
 from dtkit.cluster.remote.ssh import SshFleet
 from dtkit.cluster.starter import quiet_logger
 from dtkit.errors import StartError
+from dtkit.guard.record import remove
 from dtkit.values import HostCheck
 
 if TYPE_CHECKING:
@@ -76,7 +78,11 @@ class RemoteCluster(AgentsCluster):
         super().__init__(record, preload)
         self._launch = launch
         self.num_ranks: list[int | None] = launch.ranks_by_host(num_ranks)
-        self._fleet = self._new_fleet()
+        try:
+            self._fleet = self._new_fleet()
+        except BaseException:
+            remove(self.dir)  # nothing was started yet
+            raise
         self.post_guardian()
         try:
             self._start_agents(on_stage)
@@ -136,11 +142,13 @@ class RemoteCluster(AgentsCluster):
     def _name(self, number: int) -> str:
         return self._fleet.names[number] if self._fleet.names else f"agent {number}"
 
-    def _new_fleet(self) -> SshFleet | MpiFleet | SlurmFleet:
+    def _new_fleet(self) -> SshFleet | MpiFleet | SlurmFleet | ProfileFleet:
         if self._launch.engines == "ssh":
             return SshFleet(self._launch)
         if self._launch.engines == "mpi":
             return MpiFleet(self._launch, self.dir)
+        if self._launch.engines == "profile":
+            return ProfileFleet(self._launch, self.dir)
         log = Path(self.record.runs_dir) / f"slurm-{self.record.id}.log"
         return SlurmFleet(self._launch, self.dir, log, self.num_ranks[0])
 
@@ -148,15 +156,19 @@ class RemoteCluster(AgentsCluster):
         """Look whether the hosts can train together.
 
         Args:
-            for_s: how long each pair of them sends at full speed; 0: only the latency.
+            for_s: how long each pair of them sends at full speed; 0: only the latency, and
+                nothing for which torch must be loaded.
         """
         own = HostFacts.of_this_host("", "", folder="", has_folder=True)
         hosts = [self.hosts[number] for number in sorted(self.hosts)]
         problems = preflight.complaints([*hosts, own], [*self.names, "the notebook's host"])
         links = preflight.measure_links(self.agents, hosts, self.names, for_s)
+        warnings = preflight.warnings(hosts, self.names, self._clocks_s)
+        if for_s:
+            warnings += preflight.without_peer_access(self.agents, hosts, self.names)
         return HostCheck(
             problems=(*problems, *preflight.unreached(links)),
-            warnings=tuple(preflight.warnings(hosts, self.names, self._clocks_s)),
+            warnings=tuple(warnings),
             links=links,
         )
 
@@ -185,6 +197,7 @@ class RemoteCluster(AgentsCluster):
         self.watch_engines(Engines(self.agents.client, slots))
         self.start_on_agents([slot.engine for slot in slots])
         self.wait_registered([slot.rank for slot in slots])
+        self.remember(self.starter.pids())  # now the controller has all of its own
 
     def stop(self, *, is_hurried: bool = False) -> None:
         """End every process of the session, on all hosts; safe to call twice."""
@@ -203,7 +216,7 @@ class RemoteCluster(AgentsCluster):
         info = (self.dir / "security" / "ipcontroller-engine.json").read_text()
         options = {
             "session": self.record.id, "notebook_dir": str(Path.cwd()),
-            "interface": self._launch.interface, "lease_s": self.record.lease_s,
+            "interface": self._launch.interface,
         }  # fmt: skip
         self._fleet.start(options, info, self._agent_may_have_ended, quiet_logger())
         self.remember(self._fleet.pids)

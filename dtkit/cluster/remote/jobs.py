@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ipyparallel.cluster.launcher import MPIEngineSetLauncher, SlurmEngineSetLauncher
 
-from dtkit.cluster.remote.network import address_of, address_towards, own_addresses
+from dtkit.cluster.remote.network import address_of, address_towards, only_address
 from dtkit.errors import StartError
 
 if TYPE_CHECKING:
@@ -157,12 +157,7 @@ class SlurmFleet:
         """
         if self._launch.interface:
             return address_of(self._launch.interface)
-        found = {n: a for n, a in own_addresses().items() if not a.startswith("127.")}
-        if len(found) == 1:
-            return next(iter(found.values()))
-        told = ", ".join(f"{name} ({address})" for name, address in own_addresses().items())
-        msg = f"this host has {told}: say with --interface NAME which leads to the nodes"
-        raise StartError(msg)
+        return only_address()
 
     def start(
         self, options: dict[str, Any], info: str, _on_exit: Callable[..., None], log: Any

@@ -6,9 +6,9 @@ import socket
 
 import psutil
 
-from dtkit.errors import InvalidInputError
+from dtkit.errors import InvalidInputError, StartError
 
-__all__ = ["address_of", "address_towards", "interface_with", "own_addresses"]
+__all__ = ["address_of", "address_towards", "interface_with", "only_address", "own_addresses"]
 
 _ANY_PORT = 9
 
@@ -36,6 +36,21 @@ def address_towards(host: str) -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, _ANY_PORT))  # sends nothing: the system only looks for a way
         return str(probe.getsockname()[0])
+
+
+def only_address() -> str:
+    """Return this host's address in the only network that it is in.
+
+    Raises:
+        StartError: there are several.
+    """
+    there = own_addresses()
+    found = [address for address in there.values() if not address.startswith("127.")]
+    if len(found) == 1:
+        return found[0]
+    told = ", ".join(f"{name} ({address})" for name, address in there.items())
+    msg = f"this host has {told}: say with --interface NAME which leads to the nodes"
+    raise StartError(msg)
 
 
 def interface_with(address: str) -> str:

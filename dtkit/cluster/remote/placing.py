@@ -35,6 +35,13 @@ def place(
         InvalidInputError: a host lacks the devices; it is named.
     """
     slots: list[Slot] = []
+    with_gpus = [facts.host for facts in hosts if facts.gpus]
+    if twice := sorted({host for host in with_gpus if with_gpus.count(host) > 1}):
+        msg = (
+            f"{', '.join(twice)} has several agents, and each would take its GPUs: let the "
+            "launcher start one on each node"
+        )
+        raise InvalidInputError(msg)
     for number, (facts, name) in enumerate(zip(hosts, names, strict=True)):
         try:
             mine = place_local(

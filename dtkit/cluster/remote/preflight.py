@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from dtkit.cluster.engines import Engines
     from dtkit.cluster.remote.facts import HostFacts
 
-__all__ = ["complaints", "measure_links", "unreached", "warnings"]
+__all__ = ["complaints", "measure_links", "unreached", "warnings", "without_peer_access"]
 
 _MAX_ALL_PAIRS = 8
 """With more hosts each is asked about the next one only."""
 _TIMEOUT_S = 40.0
+_PEERS_TIMEOUT_S = 70.0
+"""torch is loaded for it."""
 _MAX_CLOCK_OFFSET_S = 1.0
 _MIN_SHARED_MEMORY_BYTES = 1 << 30
 """DataLoader workers hand their batches over in it; Docker gives 64 MiB."""
@@ -66,6 +68,26 @@ def warnings(
                 f"{name} has {mib} MiB of /dev/shm, and DataLoader workers hand batches over in "
                 "it: docker run --shm-size=8g, or num_workers=0"
             )
+    return found
+
+
+def without_peer_access(
+    agents: Engines, hosts: Sequence[HostFacts], names: Sequence[str]
+) -> list[str]:
+    """Return on which hosts GPUs cannot read each other's memory, with what that means."""
+    several = [number for number, facts in enumerate(hosts) if len(facts.gpus) > 1]
+    answers = agents.control("peers", ranks=several, timeout_s=_PEERS_TIMEOUT_S) if several else {}
+    found = []
+    for number in several:
+        answer = answers.get(number, {"error": "its agent does not answer"})
+        pairs = ", ".join(f"{a} and {b}" for a, b in answer.get("pairs", ()))
+        if pairs:
+            found.append(
+                f"{names[number]}: GPUs {pairs} have no peer access, so NCCL copies between them "
+                "through the host's memory; `nvidia-smi topo -m` shows how they are connected"
+            )
+        elif "error" in answer:
+            found.append(f"{names[number]}: GPU peer access is not known: {answer['error']}")
     return found
 
 

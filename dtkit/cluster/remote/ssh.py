@@ -37,8 +37,6 @@ _OPTIONS = (
     "-o", "ServerAliveInterval=5",  # a host that has gone is noticed
 )  # fmt: skip
 
-# Any, below: ipyparallel is untyped.
-
 _GREETING = """
 import importlib.util, os, sys, tempfile
 if importlib.util.find_spec("dtkit") is None:
@@ -47,11 +45,11 @@ folder = tempfile.mkdtemp(prefix="dtkit-launch-")
 os.mkdir(os.path.join(folder, "log"), 0o700)
 print("dtkit:" + folder)
 """
-_FIXES = (
-    ("Host key verification failed",
-     "its key is not known here: run `ssh {host}` once in a terminal and compare the fingerprint"),
+_SSH_FIXES = (
     ("REMOTE HOST IDENTIFICATION HAS CHANGED",
      "its key is another than before: find out why, then `ssh-keygen -R {host}`"),
+    ("Host key verification failed",
+     "its key is not known here: run `ssh {host}` once in a terminal and compare the fingerprint"),
     ("Permission denied",
      "it takes no key of yours: `ssh-copy-id {host}`, and check with `ssh {host} true`"),
     ("Could not resolve hostname",
@@ -59,10 +57,19 @@ _FIXES = (
     ("Connection refused", "no SSH server answers there: start sshd, or check the port"),
     ("timed out", "it does not answer: check that it is up and reachable, `ping {host}`"),
     ("No route to host", "nothing leads there: check the network, `ping {host}`"),
+)  # fmt: skip
+"""What ssh says, and what to do."""
+_PYTHON_FIXES = (
     ("no dtkit", "install dtkit there, or name an interpreter that has it with --python PATH"),
     ("No such file", "no Python at that path there: name one with --python PATH"),
     ("not found", "no Python at that path there: name one with --python PATH"),
-)  # fmt: skip
+    ("Permission denied", "what is at that path cannot be run: name a Python with --python PATH"),
+)
+"""What the host's shell and Python say, and what to do."""
+_SSH_FAILED = 255
+"""Exit code of ssh where it failed itself. Source: ssh(1)."""
+
+# Any, below: ipyparallel is untyped.
 
 
 class _Shell(ShellCommandSend):  # type: ignore[misc]  # ipyparallel is untyped
@@ -148,8 +155,9 @@ class SshFleet:
             return address_towards(target[1] if target else name)
         except OSError as error:
             msg = (
-                f"{name} is reached over another host, or its name is not known here ({error}): "
-                "say with --interface NAME through which of this host's the others reach it"
+                f"{name}: its name is not known here ({error}): check --hosts, or give it an "
+                "address in ~/.ssh/config. If it is reached over a jump host, say with "
+                "--interface NAME through which of this host's interfaces it reaches this one"
             )
             raise StartError(msg) from error
 
@@ -264,13 +272,15 @@ class SshFleet:
             msg = f"{name}: no answer in {_GREETING_TIMEOUT_S:.0f} s: is `ssh {name} true` quick?"
             raise StartError(msg) from None
         if done.returncode:
-            raise StartError(_explain(name, done.stderr.strip()))
+            raise StartError(_explain(name, done.returncode, done.stderr.strip()))
         return done.stdout
 
 
-def _explain(name: str, words: str) -> str:
+def _explain(name: str, code: int, words: str) -> str:
     last = words.splitlines()[-1] if words else "no reason was given"
-    for sign, fix in _FIXES:
+    for sign, fix in _SSH_FIXES if code == _SSH_FAILED else _PYTHON_FIXES:
         if sign in words:
             return f"{name}: {fix.format(host=name)} ({last})"
+    if code != _SSH_FAILED:
+        return f"{name}: --python PATH must name a Python with dtkit there, and this says: {last}"
     return f"{name}: {last}; `ssh {name} true` must work without a question"

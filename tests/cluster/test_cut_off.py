@@ -1,0 +1,133 @@
+"""Hosts that lose their kernel, or the network: taken over, given up, and nothing left on them."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from test_ssh import WAIT, wait_in_a_collective
+
+import dtkit
+from dtkit.errors import RankError, StartError
+from testbed.sshd import SshHosts, why_no_ssh_hosts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [
+    pytest.mark.ssh,
+    pytest.mark.skipif(bool(why_no_ssh_hosts()), reason=why_no_ssh_hosts() or "-"),
+]
+
+# Heartbeats that stay out are noticed after 3 s; as it is, after 30 s.
+DRIVER = """
+import sys
+import dtkit
+from dtkit.cluster import starter
+from dtkit.launch import Launch, parse_hosts
+
+starter._CONTROLLER_ARGS[1] = "--HeartMonitor.max_heartmonitor_misses=30"
+python, config, runs_dir, cell = sys.argv[1:]
+launch = Launch(
+    engines="ssh", hosts=parse_hosts("host-a:1,host-b:1"), python=python, ssh=f"-F {config}"
+)
+session = dtkit.Session.start(launch=launch, devices="cpu", runs_dir=runs_dir)
+run, steps = session.training(cell, name="lasting")
+said = False
+for _ in steps:
+    if run.view().step >= 3 and not said:
+        said = True
+        print("training", session.id, flush=True)
+"""
+CELL = """
+import torch
+
+kept = "state"
+model = torch.nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+while True:
+    optimizer.zero_grad()
+    model(torch.ones(8, 4)).square().mean().backward()
+    optimizer.step()
+"""
+WAIT_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def hosts(
+    tmp_path_factory: pytest.TempPathFactory,
+    one_thread: None,  # noqa: ARG001
+) -> Iterator[SshHosts]:
+    """Two hosts; the test's own process is on the first."""
+    folder = tmp_path_factory.mktemp("notebook")
+    with (
+        SshHosts(2, tmp_path_factory.mktemp("hosts")) as made,
+        made.host("host-a").entered(),
+        contextlib.chdir(folder),
+    ):
+        yield made
+
+
+@pytest.fixture(scope="module")
+def session(hosts: SshHosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dtkit.Session]:
+    """A session whose first kernel was killed during a run, taken over by this one."""
+    runs = tmp_path_factory.mktemp("runs")
+    words = [str(hosts.python), str(hosts.config), str(runs), CELL]
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, *words], stdout=subprocess.PIPE, text=True
+    )
+    assert driver.stdout is not None
+    with driver, driver.stdout:
+        session_id = driver.stdout.readline().split()[1]
+        driver.kill()
+    opened, run, steps = dtkit.Session.attaching(session_id)
+    assert run is not None
+    assert run.state == "running"
+    run.requests.stop()
+    for _ in steps:
+        run.requests.alarm.wait(0.02)
+    assert run.state == "stopped"
+    with opened:
+        yield opened
+
+
+def test_another_kernel_takes_hosts_over_and_stops_their_run(session: dtkit.Session) -> None:
+    run = dtkit.last_run
+    assert list(run.history["step"][:3]) == [1, 2, 3]
+    assert session.execute("kept").results == {0: "'state'", 1: "'state'"}
+    total = session.execute("x = torch.ones(1)\ndist.all_reduce(x)\nx.item()").results
+    assert total == {0: "2.0", 1: "2.0"}
+
+
+def test_a_host_that_is_cut_off_is_given_up(hosts: SshHosts, session: dtkit.Session) -> None:
+    host = hosts.host("host-b")
+    with pytest.raises(RankError, match=r"host host-b is gone: .* cannot be reached") as caught:
+        wait_in_a_collective(
+            session,
+            lambda _run: hosts.network.connect(host, is_connected=False),
+            WAIT.format(rank=1),
+        )
+    (cause,) = caught.value.causes
+    assert (cause.rank, cause.ename) == (1, "EngineDied")
+    assert session.execute("kept", ranks=[0]).results == {0: "'state'"}
+    with pytest.raises(StartError, match="host host-b is gone"):
+        session.restart()
+    session.close()
+    hosts.network.connect(host, is_connected=True)
+    for name in hosts.names:  # an agent that was not told misses the controller
+        wait_until_empty(hosts, name)
+
+
+def wait_until_empty(hosts: SshHosts, name: str) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while hosts.pids(name):
+        assert time.monotonic() < deadline, [
+            Path(f"/proc/{pid}/cmdline").read_bytes() for pid in hosts.pids(name)
+        ]
+        time.sleep(0.1)
+    assert not list(hosts.temporary(name).glob("dtkit-*"))
