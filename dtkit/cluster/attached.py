@@ -60,9 +60,9 @@ class AttachedCluster(HostCluster):
                 f"%dist_orphans --end {self.record.id} ends what is left of it"
             )
             raise StartError(msg) from error
-        self.engines = Engines(client, self.slots)
+        self.engines: Engines = Engines(client, self.slots)
         self.engines.note_missing()
-        self.keys = read_keys(self.dir)
+        self.keys: dict[str, bytes] = read_keys(self.dir)
         if not self.record.is_guarded:
             self.post_guardian()
         self._watch = EndWatch(self._ends())

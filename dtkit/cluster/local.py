@@ -40,8 +40,8 @@ class LocalCluster(HostCluster):
         super().__init__(record, preload)
         self.post_guardian()
         try:
-            self.engines = self._start(on_stage)
-            self.keys = read_keys(self.dir)
+            self.engines: Engines = self._start(on_stage)
+            self.keys: dict[str, bytes] = read_keys(self.dir)
         except BaseException:
             self.stop()
             raise

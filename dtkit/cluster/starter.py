@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.profiledir import ProfileDir
 
-from dtkit.cluster.launchers import Controller, EngineSet, Launched
+from dtkit.cluster._launchers import Controller, EngineSet, Launched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

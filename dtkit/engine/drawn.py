@@ -9,6 +9,8 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
 __all__ = ["Drawn"]
 
 
@@ -24,7 +26,7 @@ class Drawn:
     """
 
     def __init__(self, num_samples: int) -> None:
-        self.counts = np.zeros(num_samples, dtype=np.uint8)
+        self.counts: NDArray[np.uint8] = np.zeros(num_samples, dtype=np.uint8)
         self.is_whole = False
 
     def add(self, indices: Sequence[Any]) -> None:

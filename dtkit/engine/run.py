@@ -35,9 +35,10 @@ from dtkit.recipe import Recipe
 from dtkit.strategy import Strategy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import torch
+    import torch.distributed as dist
 
     from dtkit.engine.agent import Agent
     from dtkit.engine.checkpointing.part import Checkpoints
@@ -75,9 +76,9 @@ class ActiveRun:
             self.dir / f"rank-{self._group.rank}.jsonl",
             owner.send,
         )
-        self.sent = self.recorder.sent
+        self.sent: Callable[[float, float], None] = self.recorder.sent
         self._parts: tuple[Part, ...] = ()
-        self.group = subgroup(self._group, self.ranks, spec["dir"])
+        self.group: dist.ProcessGroup | None = subgroup(self._group, self.ranks, spec["dir"])
         self.checkpoints: Checkpoints | None = None
         self.wire: Wire | None = None
         """What gradients travel through, if dtkit averages them."""

@@ -79,8 +79,8 @@ class Nothing(Started):
     """A collective whose whole point is that all ranks agree: barrier, join, process sets."""
 
     def __init__(self, kind: str, **meta: Any) -> None:
-        self.meta = {"kind": kind, **meta}
-        self.extra = None
+        self.meta: Message = {"kind": kind, **meta}
+        self.extra: Any = None
         self._works = []
         self._ready = None
         self._answer: Message = {}
@@ -100,8 +100,8 @@ class AllGather(Started):
     def __init__(self, tensors: Sequence[torch.Tensor], group: dist.ProcessGroup) -> None:
         super().__init__(group)
         self._tensors = [t.detach() for t in tensors]
-        self.extra = [t.shape[0] for t in tensors]
-        self.meta = {"kind": "allgather", **_kinds(tensors, first_dim=1)}
+        self.extra: Any = [t.shape[0] for t in tensors]
+        self.meta: Message = {"kind": "allgather", **_kinds(tensors, first_dim=1)}
         self._parts: list[tuple[torch.Tensor, list[int]]] = []
 
     def start(self, answer: Message) -> None:
@@ -154,7 +154,7 @@ class Broadcast(Started):
         self._output = output.detach()
         self._root = root
         self._bytes = _as_bytes(tensor.detach() if dist.get_rank() == root else self._output)
-        self.meta = {"kind": "broadcast", "root": root, **_kinds([tensor], first_dim=0)}
+        self.meta: Message = {"kind": "broadcast", "root": root, **_kinds([tensor], first_dim=0)}
 
     def start(self, _answer: Message) -> None:
         """Start."""
@@ -184,8 +184,8 @@ class AllToAll(Started):
         super().__init__(group)
         self._tensor = tensor.detach()
         self._splits = list(splits)
-        self.extra = self._splits
-        self.meta = {"kind": "alltoall", **_kinds([tensor], first_dim=1)}
+        self.extra: Any = self._splits
+        self.meta: Message = {"kind": "alltoall", **_kinds([tensor], first_dim=1)}
         self._output = torch.empty(0)
         self.received: list[int] = []
 

@@ -175,7 +175,7 @@ class Gathered(AllReduce):
 
     def start(self, answer: Message) -> None:
         """Start a gather for each tensor."""
-        self.marks = answer["extras"]
+        self.marks: list[Any] = answer["extras"]
         ((_, buffer),) = self._buffers
         for piece in buffer.split([t.numel() for t in self._tensors]):
             rows = list(piece.new_empty((self.group.size(), piece.numel())).unbind())

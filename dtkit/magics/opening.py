@@ -29,7 +29,7 @@ __all__ = ["DistMagics"]
 class DistMagics(DtkitMagics):
     """Magics about the session as a whole; `%config DistMagics` lists what can be set."""
 
-    runs_dir = Unicode(
+    runs_dir: Unicode[str, str | bytes] = Unicode(
         "dtkit_runs", help="Folder in which every run gets a folder of its own."
     ).tag(config=True)
 

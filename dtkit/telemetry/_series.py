@@ -111,7 +111,7 @@ class Rows:
 
     def __init__(self) -> None:
         self._data: Floats = np.empty((len(_ROW), 1024))
-        self.num = 0
+        self.num: int = 0
 
     def extend(self, block: Floats) -> None:
         needed = self.num + block.shape[1]

@@ -50,8 +50,10 @@ class Controls:
         """
         wide = {"width": "108px", "flex": "0 0 auto", "margin": "0 0 0 8px"}
         small = {"width": "120px", "flex": "0 0 auto", "margin": "0 12px 0 0"}
-        self.pause, self.stop = (button(layout=layout(**wide)) for _ in range(2))
-        self.log_scale, self.all_ranks = (button(layout=layout(**small)) for _ in range(2))
+        self.pause: Any = button(layout=layout(**wide))
+        self.stop: Any = button(layout=layout(**wide))
+        self.log_scale: Any = button(layout=layout(**small))
+        self.all_ranks: Any = button(layout=layout(**small))
         self._all = f"all {num_ranks} ranks"
         self.all_ranks.layout.display = None if num_ranks > MAX_ROWS else "none"
         self.pause.on_click(self._click_pause)

@@ -40,7 +40,9 @@ class AttachedRemoteCluster(AgentsCluster, AttachedCluster):
         self.agents.note_missing()
         self.watch_engines(self.engines)
         answers = self.agents.control("facts", timeout_s=_FACTS_TIMEOUT_S)
-        self.hosts = {n: HostFacts.from_dict(answer) for n, answer in answers.items()}
+        self.hosts: dict[int, HostFacts] = {
+            n: HostFacts.from_dict(answer) for n, answer in answers.items()
+        }
         self.bring_states()
 
     def stop(self, *, is_hurried: bool = False) -> None:

@@ -87,7 +87,7 @@ class RemoteCluster(AgentsCluster):
         try:
             self._start_agents(on_stage)
             begun_s = time.time()
-            self.hosts = self._ask_hosts()
+            self.hosts: dict[int, HostFacts] = self._ask_hosts()
             self._clocks_s = (begun_s, time.time())
         except BaseException:
             self.stop()

@@ -35,7 +35,7 @@ class Ranks:
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         self._group = group
-        self.rank = dist.get_rank(group) if group is not None else 0
+        self.rank: int = dist.get_rank(group) if group is not None else 0
         self.numbers: list[int] = dist.get_process_group_ranks(group) if group is not None else [0]
         """Of the ranks in the whole group."""
         self.num: int = len(self.numbers)

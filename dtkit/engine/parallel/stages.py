@@ -41,7 +41,7 @@ class Stage:
             alias = nn.Parameter(param.detach(), requires_grad=param.requires_grad)
             memo[id(param)] = alias
             self._pairs.append((param, alias))
-        self.twin = nn.Sequential(*copy.deepcopy(self._layers, memo))
+        self.twin: nn.Sequential = nn.Sequential(*copy.deepcopy(self._layers, memo))
 
     def begin(self) -> None:
         """Make ready for a step."""

@@ -59,13 +59,13 @@ class _CastCompressor(Compressor):
 class FP16Compressor(_CastCompressor):
     """Sends floating-point tensors as float16."""
 
-    dtype = fp16.Method.wire_dtype
+    dtype: torch.dtype = fp16.Method.wire_dtype
 
 
 class BF16Compressor(_CastCompressor):
     """Sends floating-point tensors as bfloat16: float32's range, fewer digits."""
 
-    dtype = bf16.Method.wire_dtype
+    dtype: torch.dtype = bf16.Method.wire_dtype
 
 
 class Remembering(Compressor):

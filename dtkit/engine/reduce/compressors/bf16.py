@@ -1,5 +1,7 @@
 """bfloat16: half the bytes, the range of float32, 8 bits of mantissa."""
 
+from typing import ClassVar
+
 import torch
 
 from dtkit.engine.reduce.compressors._casting import Casting
@@ -10,4 +12,4 @@ __all__ = ["Method"]
 class Method(Casting):
     """Brain floating point."""
 
-    wire_dtype = torch.bfloat16
+    wire_dtype: ClassVar[torch.dtype] = torch.bfloat16

@@ -46,7 +46,7 @@ class EngineSet(LocalEngineSetLauncher):  # type: ignore[misc]  # ipyparallel is
         super().__init__(**kwargs)
         self.engine_cmd: list[str] = [sys.executable, "-m", "dtkit.cluster._engine_main"]
         self.slot_env = self.parent.slot_env
-        self.on_exit = self.parent.on_engine_exit
+        self.on_exit: Callable[[int, int], None] = self.parent.on_engine_exit
 
     def start_again(self, engine: int) -> None:
         """Start one more engine under the id of one that has ended."""
