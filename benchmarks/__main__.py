@@ -22,7 +22,7 @@ from benchmarks.recording import recording
 from benchmarks.release import release
 from benchmarks.result import Result, Settings, table, write_json
 from benchmarks.start import first_collective, rerun
-from benchmarks.step_time import against_ddp, against_torchrun, with_timeline
+from benchmarks.step_time import against_ddp, against_torchrun, with_profiler, with_timeline
 from benchmarks.straggler import straggler
 from benchmarks.traces import merging
 
@@ -38,6 +38,7 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Result]]] = {
     "recording": recording,
     "dashboard_cpu": dashboard_cpu,
     "timeline": with_timeline,
+    "profiler": with_profiler,
     "merge": merging,
     "release": release,
     "pull": pulling,

@@ -87,7 +87,7 @@ class Result:
         what: the figure in words; a ratio says of what to what.
         spread: median and quartiles over `spread.num` interleaved rounds.
         unit: `×` for a ratio.
-        goal: what `spread.median` is compared with.
+        goal: what `spread.median` is compared with; None: the figure is only told.
         better: whether less or more is better.
         num_steps: timed per side, all rounds together; for a start or a cell, how many of them.
         command: what the other side ran, or how the figure was taken.
@@ -99,7 +99,7 @@ class Result:
     what: str
     spread: Spread
     unit: str
-    goal: float
+    goal: float | None
     num_steps: int
     command: str
     held_back_by: str
@@ -108,14 +108,18 @@ class Result:
 
     @property
     def is_met(self) -> bool:
-        """Whether the median reaches the goal."""
+        """Whether the median reaches the goal, if it has one."""
+        if self.goal is None:
+            return True
         if self.better == "less":
             return self.spread.median <= self.goal
         return self.spread.median >= self.goal
 
     @property
     def verdict(self) -> str:
-        """Met or missed, with a question mark where the noise leaves it open."""
+        """Met or missed, with a question mark where the noise leaves it open; "" without goal."""
+        if self.goal is None:
+            return ""
         is_open = self.spread.sure_low < self.goal < self.spread.sure_high
         return ("met" if self.is_met else "missed") + ("?" if is_open else "")
 
@@ -172,7 +176,7 @@ def _row(result: Result) -> tuple[str, ...]:
         f"{number(spread.median)} {result.unit}",
         f"{number(spread.sure_low)} to {number(spread.sure_high)}",
         f"{number(spread.low)} … {number(spread.high)}",
-        f"{sign} {result.goal:g} {result.unit}",
+        "" if result.goal is None else f"{sign} {result.goal:g} {result.unit}",
         result.verdict,
         str(spread.num),
         str(result.num_steps),
@@ -183,7 +187,7 @@ def _paragraph(result: Result) -> str:
     lines = [f"{result.name}: {result.what}"]
     lines += [f"{name}: {text}" for name, text in result.details.items()]
     lines.append(f"against: {result.command}")
-    if not result.is_met:
+    if result.goal is None or not result.is_met:
         lines.append(f"held back by: {result.held_back_by}")
     filled = [textwrap.fill(lines[0], _NOTE_WIDTH, subsequent_indent="    ")]
     filled += [

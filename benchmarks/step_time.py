@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from statistics import mean, median
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from benchmarks.cells import training
 from benchmarks.processes import BenchmarkError, Notebook, torchrun
@@ -13,12 +13,15 @@ from benchmarks.turns import Baton, Timed, alternate
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from benchmarks.cells import Kind
+
 __all__ = [
     "NUM_WARM_BLOCKS",
     "Files",
     "against_ddp",
     "against_torchrun",
     "compared",
+    "with_profiler",
     "with_timeline",
 ]
 
@@ -61,26 +64,13 @@ def against_torchrun(settings: Settings) -> list[Result]:
 
 def against_ddp(settings: Settings) -> list[Result]:
     """Measure the step of a plain cell against that of a DDP cell, both without dashboard."""
-    num_blocks = settings.pick(30, 6) + NUM_WARM_BLOCKS
-    plain, ddp = (
-        Files(settings.folder / "plain", num_blocks),
-        Files(settings.folder / "ddp", num_blocks),
+    plain, ddp = _two_cells(
+        settings, ("%%dist_train", "plain"), ("%%dist_train", "ddp"), settings.pick(30, 6)
     )
-    with (
-        Notebook(plain.folder, DTKIT_UI="off") as one,
-        Notebook(ddp.folder, DTKIT_UI="off") as other,
-    ):
-        one.run(START)
-        other.run(START)
-        one.begin("%%dist_train\n" + plain.script("plain"))
-        other.begin("%%dist_train\n" + ddp.script("ddp"))
-        alternate([(one, plain.baton), (other, ddp.baton)], num_blocks)
-        one.wait()
-        other.wait()
     return [
         compared(
             "plain", "step of a plain cell made data parallel / of the same cell written with DDP",
-            plain.read(), ddp.read(), goal=1.03, command="%%dist_train with DDP, dashboard off",
+            plain, ddp, goal=1.03, command="%%dist_train with DDP, dashboard off",
             held_back_by=(
                 "hooks in Python for every parameter and a copy into and out of the bucket, "
                 "where DDP keeps gradients as views of it"
@@ -91,29 +81,57 @@ def against_ddp(settings: Settings) -> list[Result]:
 
 def with_timeline(settings: Settings) -> list[Result]:
     """Measure the step of a plain cell with its timeline recorded against one without."""
-    num_blocks = settings.pick(30, 6) + NUM_WARM_BLOCKS
-    traced, bare = (
-        Files(settings.folder / "traced", num_blocks),
-        Files(settings.folder / "bare", num_blocks),
+    traced, bare = _two_cells(
+        settings,
+        ("%%dist_train --timeline", "plain"),
+        ("%%dist_train", "plain"),
+        settings.pick(30, 6),
     )
-    with (
-        Notebook(traced.folder, DTKIT_UI="off") as one,
-        Notebook(bare.folder, DTKIT_UI="off") as other,
-    ):
-        one.run(START)
-        other.run(START)
-        one.begin("%%dist_train --timeline\n" + traced.script("plain"))
-        other.begin("%%dist_train\n" + bare.script("plain"))
-        alternate([(one, traced.baton), (other, bare.baton)], num_blocks)
-        one.wait()
-        other.wait()
     return [
         compared(
             "timeline", "step of a plain cell with --timeline / of the same cell without",
-            traced.read(), bare.read(), goal=1.02, command="%%dist_train, dashboard off",
+            traced, bare, goal=1.02, command="%%dist_train, dashboard off",
             held_back_by="calls in Python for each phase and each collective",
         )
     ]  # fmt: skip
+
+
+def with_profiler(settings: Settings) -> list[Result]:
+    """Measure a step that torch's profiler records against one without."""
+    num_blocks = settings.pick(10, 4)
+    num_steps = (num_blocks + NUM_WARM_BLOCKS) * BLOCK_STEPS
+    profiled, bare = _two_cells(
+        settings,
+        (f"%%dist_train --profile {num_steps}", "plain"),
+        ("%%dist_train", "plain"),
+        num_blocks,
+    )
+    return [
+        compared(
+            "profiler", "step of a plain cell that --profile records / of the same cell without",
+            profiled, bare, goal=None, command="%%dist_train, dashboard off",
+            held_back_by="torch's profiler itself; only the steps that it is asked for",
+        )
+    ]  # fmt: skip
+
+
+def _two_cells(
+    settings: Settings, ours: tuple[str, Kind], theirs: tuple[str, Kind], num_blocks: int
+) -> tuple[Timed, Timed]:
+    """Train two cells, each given by its magic's line and its kind, in two sessions in turns."""
+    num_blocks += NUM_WARM_BLOCKS
+    here, there = (Files(settings.folder / name, num_blocks) for name in ("ours", "theirs"))
+    with (
+        Notebook(here.folder, DTKIT_UI="off") as one,
+        Notebook(there.folder, DTKIT_UI="off") as other,
+    ):
+        for notebook, (magic, kind), files in ((one, ours, here), (other, theirs, there)):
+            notebook.run(START)
+            notebook.begin(f"{magic}\n{files.script(kind)}")
+        alternate([(one, here.baton), (other, there.baton)], num_blocks)
+        one.wait()
+        other.wait()
+    return here.read(), there.read()
 
 
 class Files:
@@ -133,7 +151,7 @@ class Files:
         self._num_blocks = num_blocks
         self._width = width
 
-    def script(self, kind: Literal["ddp", "plain", "horovod"]) -> str:
+    def script(self, kind: Kind) -> str:
         """Return the loop, in turns with another side."""
         return training(
             kind,
@@ -156,7 +174,7 @@ def compared(
     ours: Timed,
     theirs: Timed,
     *,
-    goal: float,
+    goal: float | None,
     command: str,
     held_back_by: str,
 ) -> Result:
