@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from dtkit.cluster.roster import HAS_LEFT
 from dtkit.errors import RankFailure
 
 __all__ = ["Execution", "Reply", "call_failure"]
+
+_ROSTER_S = 3.0
+"""How long the roster may take to hear what ipyparallel tells of an engine: a host is asked."""
 
 # Any, below: ipyparallel's futures and results carry no types.
 
@@ -29,10 +34,11 @@ class Execution:
 
     ranks: tuple[int, ...]
     _futures: dict[int, Any]
-    _lost: dict[int, str]
+    _lost: dict[int, str]  # the roster's own
     replies: dict[int, Reply] = field(default_factory=dict)
     failing: set[int] = field(default_factory=set)
     """Ranks that have said that the cell failed there, ahead of their reply."""
+    _told_s: dict[int, float] = field(default_factory=dict)
 
     def has_failed(self, stopped: str) -> bool:
         """Whether the cell has failed on a rank, otherwise than by `stopped`."""
@@ -45,11 +51,25 @@ class Execution:
         for rank, future in self._futures.items():
             if rank in self.replies:
                 continue
-            if future.done():
-                self.replies[rank] = _reply(rank, future.result())
-            elif rank in self._lost:  # ipyparallel takes a while to notice, if it does
+            reply = _reply(rank, future.result()) if future.done() else None
+            if reply is not None and reply.status != "died":
+                self.replies[rank] = reply
+            elif self._has_died(rank, is_told=reply is not None):
                 self.replies[rank] = Reply(rank, "died", "EngineDied", self._lost[rank])
         return len(self.replies) == len(self.ranks)
+
+    def _has_died(self, rank: int, *, is_told: bool) -> bool:
+        """Whether a rank is counted as lost, by all who ask.
+
+        ipyparallel takes a while to tell that an engine has ended, if it does; and when it does,
+        it is a moment before the roster hears of it, and how. A cell that had ended by then would
+        be followed by a repair of a group with no rank lost.
+        """
+        if rank not in self._lost and is_told:
+            now_s = time.monotonic()
+            if now_s - self._told_s.setdefault(rank, now_s) > _ROSTER_S:
+                self._lost.setdefault(rank, HAS_LEFT)
+        return rank in self._lost
 
     def is_flushed(self) -> bool:
         """Whether everything the ranks printed has arrived."""

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
     from dtkit.cluster.placement import Slot
 
-__all__ = ["Roster"]
+__all__ = ["HAS_LEFT", "Roster"]
+
+HAS_LEFT = "its engine has left the cluster"
+"""How an engine ended of which no more is known."""
 
 # Any, below: ipyparallel's client carries no types.
 
@@ -113,7 +116,7 @@ class Roster:
 
     def _note_left(self, rank: int) -> None:
         if rank not in self._lost:
-            self.note_death(rank, "its engine has left the cluster")
+            self.note_death(rank, HAS_LEFT)
 
     def _check_alive(self, ranks: Iterable[int]) -> None:
         gone = sorted(set(self._lost) & set(ranks))

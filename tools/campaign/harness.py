@@ -8,6 +8,7 @@ import signal
 import textwrap
 import time
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import psutil
@@ -103,6 +104,8 @@ class Rig:
         changed = {r for r, pid in self._pids().items() if pid != before[r]}
         ends_rank = fault.ends_rank or fault.ends == "died"
         trial.num_innocent = len(changed - ({rank} if ends_rank else set()))
+        if not trial.is_state_kept and self.session._engines.lost:  # noqa: SLF001
+            self.session.restart(refill=True)  # for the next one
         # What is garbage is no leak; engines collect it when they next allocate much.
         self.session.execute("import gc; gc.collect(); None")
         for pid in (os.getpid(), *self._pids().values()):
@@ -120,8 +123,10 @@ class Rig:
             requests = run.requests
         else:
             _, requests, steps = self.session.running(cell)
-        acts = [(at_s + self.rng.random() * _JITTER_S, act) for at_s, act in fault.acts]
-        deeds = _Deeds(self.session, requests, sorted(acts), rank)
+        times_s = [at_s + self.rng.random() * _JITTER_S for at_s, _ in fault.acts]
+        # In their order: a rank that is suspended when it has left the cell is another fault.
+        acts = list(zip(accumulate(times_s, max), (act for _, act in fault.acts), strict=True))
+        deeds = _Deeds(self.session, requests, acts, rank)
         try:
             for _ in steps:
                 trial.is_hung |= deeds.do_due()
