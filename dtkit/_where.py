@@ -23,7 +23,7 @@ def describe(place: RankPlace) -> str:
     if place.state != "collective":
         return {"python": "in Python", "data": "waiting for data"}.get(place.state, place.state)
     number = f" #{place.sequence}" if place.sequence is not None else ""
-    group = f" of group {place.group}" if place.group else ""
+    group = f" of {place.group}" if place.group else ""
     return f"in {place.operation or 'a collective'}{number}{group}"
 
 

@@ -50,7 +50,7 @@ class RankPlace:
         file: the script that `line` belongs to; empty: the cell.
         operation: the collective's name, such as all_reduce.
         sequence: its number in its group, from 1; None where gloo does not number it.
-        group: the group's description; empty for the whole group.
+        group: `group` and its description, or `ranks` and its ranks; empty for the whole group.
         seconds: how long it has been in the collective or has waited for data;
             else since the cell began.
         host: what the user calls the rank's host; empty where all are on the notebook's.

@@ -36,6 +36,7 @@ class Roster:
         self._engine_of = {slot.rank: slot.engine for slot in slots}
         self._rank_of = {slot.engine: slot.rank for slot in slots}
         self._lost: dict[int, str] = {}
+        self._replaced: dict[int, str] = {}
         self._broken = ""
         self._wake: Callable[[], None] = lambda: None
         self.on_left: Callable[[int], None] = self._note_left
@@ -58,8 +59,8 @@ class Roster:
         return tuple(sorted(self._lost))
 
     def death_of(self, rank: int) -> str:
-        """Return how a rank's engine ended, with its last words."""
-        return self._lost.get(rank, "its engine ended")
+        """Return how a rank's engine ended last, with its last words; a new one may be there."""
+        return self._lost.get(rank) or self._replaced.get(rank, "its engine ended")
 
     @property
     def broken(self) -> str:
@@ -74,7 +75,8 @@ class Roster:
     def note_return(self, ranks: Iterable[int]) -> None:
         """Count ranks as there again: each has a new engine."""
         for rank in ranks:
-            self._lost.pop(rank, None)
+            if rank in self._lost:
+                self._replaced[rank] = self._lost.pop(rank)
 
     def note_breakdown(self, text: str) -> None:
         """Note that no engine can be reached any more; what waits for one is told."""

@@ -162,7 +162,7 @@ def _place_text(place: Mapping[str, Any]) -> tuple[str, str]:
     name = f"{place['file']} line" if place.get("file") else "cell line"
     at = f" ({name} {line})" if line else ""
     if state == "collective":
-        group = f" of group {place['group']}" if place.get("group") else ""
+        group = f" of {place['group']}" if place.get("group") else ""
         return f"in {place.get('operation') or 'a collective'}{group}{at}", "released"
     if state == "data":
         return f"waiting for data{at}", "stopped"

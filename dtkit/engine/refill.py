@@ -8,6 +8,7 @@ in the namespace, as they did.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import pickle
 import random
@@ -20,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dtkit.engine import weights
 from dtkit.engine.agent import agent, install
+from dtkit.engine.parallel.layout import MARK
 from dtkit.engine.shell import current_shell
 
 __all__ = ["accept", "equalize", "export"]
@@ -65,14 +67,16 @@ def accept(payload: bytes) -> None:
 def equalize(names: list[str], donor: int) -> list[str]:
     """Make models and optimizers of these names equal to those of one rank; return them.
 
-    Survivors may be a step apart: one had the sum when another lost it. What is
-    sharded is left alone, and so is what is not alike on all ranks.
+    Survivors may be a step apart: one had the sum when another lost it. What ranks hold in
+    parts is left alone, and so is what is not alike on all ranks.
     """
     group = torch.distributed.group.WORLD
     assert group is not None  # noqa: S101  it was just built
+    parts = _held_in_parts()
     done = []
     for name in sorted(names):
-        tensors = _state_of(current_shell().user_ns.get(name))
+        value = current_shell().user_ns.get(name)
+        tensors = [] if _weights_of(value) & parts else _state_of(value)
         if weights.are_alike(tensors, group) and tensors:
             weights.equalize(tensors, group, donor)
             done.append(name)
@@ -159,6 +163,21 @@ def _set_random(states: dict[str, Any]) -> None:
         np.random.set_state(states["numpy"])  # noqa: NPY002  the state that the cells use
     if "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"])
+
+
+def _held_in_parts() -> set[int]:
+    """Return the ids of the weights of models that several ranks hold together."""
+    # type(), not isinstance: an arbitrary object's __class__ may run code.
+    modules = [o for o in gc.get_objects() if issubclass(type(o), torch.nn.Module)]
+    return {id(p) for model in modules if MARK in vars(model) for p in model.parameters()}
+
+
+def _weights_of(value: Any) -> set[int]:
+    if isinstance(value, torch.nn.Module):
+        return {id(parameter) for parameter in value.parameters()}
+    if isinstance(value, torch.optim.Optimizer):
+        return {id(parameter) for group in value.param_groups for parameter in group["params"]}
+    return set()
 
 
 def _state_of(value: Any) -> list[torch.Tensor]:

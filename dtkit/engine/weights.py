@@ -20,8 +20,10 @@ _SAMPLE = 1 << 16
 
 
 def are_alike(tensors: Sequence[torch.Tensor], group: dist.ProcessGroup) -> bool:
-    """Return whether these are as many on every rank, of the same shapes and dtypes."""
-    layout = ";".join("lazy" if is_lazy(t) else f"{tuple(t.shape)}{t.dtype}" for t in tensors)
+    """Return whether these are as many on every rank, of the same shapes and dtypes, and there."""
+    layout = ";".join(
+        "lazy" if is_lazy(t) else f"{tuple(t.shape)}{t.dtype}{has_data(t):d}" for t in tensors
+    )
     digest = int.from_bytes(hashlib.sha256(layout.encode()).digest()[:7], "big")
     bounds = torch.tensor([digest, -digest])
     dist.all_reduce(bounds, op=dist.ReduceOp.MAX, group=group)

@@ -17,6 +17,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
 
 from dtkit.engine.shell import current_shell
 
@@ -47,7 +48,7 @@ class Place:
         operation: the collective's name, such as all_reduce.
         sequence: its number among the collectives of its group, from 1; None for
             point-to-point operations of gloo, which are not numbered.
-        group: the group's description; empty for the whole group.
+        group: the group's description or its ranks; empty for the whole group.
         seconds: how long it has been in the collective or has waited for data;
             else since the cell began.
     """
@@ -81,17 +82,27 @@ def look(owner: Agent) -> Place:
         # gloo's send and recv are in no record: the frame alone tells of them.
         state = "collective" if called else "python"
         return Place(state, line, file, operation=called, seconds=cell_s)
-    name, description = flight["process_group"]
-    is_whole = name in ("", "0") or description == "default_pg"
     return Place(
         "collective",
         line,
         file,
         operation=called or flight["profiling_name"].partition(":")[2],
         sequence=flight["p2p_seq_id"] if flight["is_p2p"] else flight["collective_seq_id"],
-        group="" if is_whole else name if description == "undefined" else description,
+        group=_group_text(*flight["process_group"]),
         seconds=max(0.0, (time.time_ns() - flight["time_created_ns"]) / 1e9),
     )
+
+
+def _group_text(name: str, description: str) -> str:
+    """Return what a group is called, or its ranks: most are called by a hash of theirs."""
+    if name in ("", "0") or description == "default_pg":
+        return ""
+    if description != "undefined":
+        return f"group {description}"
+    for group, known in c10d._world.pg_names.copy().items():  # noqa: SLF001  no public way
+        if known == name:
+            return f"ranks {', '.join(map(str, dist.get_process_group_ranks(group)))}"
+    return f"group {name}"
 
 
 def install(owner: Agent) -> None:

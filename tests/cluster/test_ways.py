@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from models import SETUP, cell_for
 
+from dtkit.errors import RankError
 from dtkit.options import RunOptions
 from dtkit.recipe import Recipe
 from dtkit.trace.analysis import analyse
@@ -108,3 +109,19 @@ def test_a_sweep_starts_each_from_the_same(rig: Rig, way: str) -> None:
         options=RunOptions(max_steps=6),
     )
     assert [row.state for row in sweep.rows] == ["stopped", "stopped"], sweep
+
+
+@pytest.mark.parametrize("way", ["hybrid", "pipeline"])
+def test_when_a_rank_is_lost_a_new_engine_trains_anew(
+    rig: Rig, way: str, owned_pids: set[int]
+) -> None:
+    cell = cell_of(way).replace(
+        "optimizer.step()", "rank == 2 and len(losses) == 5 and os.kill(os.getpid(), 9)"
+    )
+    options = RunOptions(auto_restart=True)
+    with pytest.raises(RankError, match="rank 2: EngineDied: its engine was killed by SIGKILL"):
+        rig.session.train("import os\n" + cell, recipe=Recipe(**WAYS[way][2]), options=options)
+    owned_pids.update(rig.session.pids())
+    rig.session.execute(SETUP)
+    run = rig.session.train(cell_of(way), recipe=Recipe(**WAYS[way][2]))
+    assert run.state == "finished"

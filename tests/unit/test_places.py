@@ -26,7 +26,7 @@ def inside(rank: int, sequence: int | None = 17, seconds: float = 34.0, **more: 
 
 def test_each_rank_in_words() -> None:
     assert describe(inside(0)) == "in all_reduce #17"
-    assert describe(inside(0, None, group="pair")) == "in all_reduce of group pair"
+    assert describe(inside(0, None, group="group pair")) == "in all_reduce of group pair"
     assert describe(RankPlace(1, "python", 7)) == "in Python"
     assert describe(RankPlace(1, "data", 7)) == "waiting for data"
     assert describe(RankPlace(1, "no answer")) == "no answer"

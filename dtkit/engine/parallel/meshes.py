@@ -1,7 +1,8 @@
-"""Meshes: the ranks of a group in rows and columns, made once for each group."""
+"""Meshes: the ranks of a group in rows and columns; one for each arrangement of them."""
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -9,10 +10,18 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["adopt_mesh", "device_here", "groups_of", "make_mesh"]
+__all__ = ["device_here", "make_mesh"]
 
-_MESHES: WeakKeyDictionary[dist.ProcessGroup, dict[Any, DeviceMesh]] = WeakKeyDictionary()
-"""Made once for each group: every mesh opens connections."""
+_MESHES: dict[Any, DeviceMesh] = {}
+"""By ranks, shape and names, for the life of the process.
+
+torch takes meshes for equal that have these alike, and keeps in its caches the one that it saw
+first: a second one would meet the groups of the first, which may be gone.
+"""
+_READY: WeakKeyDictionary[dist.ProcessGroup, set[Any]] = WeakKeyDictionary()
+"""Which meshes have the connections of a group: each opens its own."""
+
+# Any, below: what torch keeps in a mesh.
 
 
 def device_here() -> torch.device:
@@ -25,25 +34,29 @@ def device_here() -> torch.device:
 def make_mesh(
     group: dist.ProcessGroup, shape: tuple[int, ...], names: tuple[str, ...]
 ) -> DeviceMesh:
-    """Return the mesh of a group's ranks in this shape, the last axis' ranks side by side."""
-    known = _MESHES.setdefault(group, {})
-    if (shape, names) not in known:
-        known[shape, names] = _new_mesh(group, shape, names)
-    return known[shape, names]
+    """Return the mesh of a group's ranks in this shape, the last axis' ranks side by side.
 
-
-def _new_mesh(
-    group: dist.ProcessGroup, shape: tuple[int, ...], names: tuple[str, ...]
-) -> DeviceMesh:
+    A collective, if the group has not had this mesh yet. There is one mesh: what refers to it
+    since an earlier group of the same ranks goes on in this one.
+    """
+    ranks = dist.get_process_group_ranks(group)
     device = device_here().type
-    ranks = torch.tensor(dist.get_process_group_ranks(group)).reshape(shape)
-    groups = groups_of(group, shape)
-    if len(shape) == 1:
-        return DeviceMesh.from_group(group, device, mesh_dim_names=names)
-    return DeviceMesh.from_group(groups, device, mesh=ranks, mesh_dim_names=names)
+    key = (tuple(ranks), device, shape, names)
+    ready = _READY.setdefault(group, set())
+    if key not in ready:
+        groups = _groups_of(group, shape)
+        if key in _MESHES:
+            _renew(_MESHES[key], groups)
+        elif len(shape) == 1:
+            _MESHES[key] = DeviceMesh.from_group(group, device, mesh_dim_names=names)
+        else:
+            mesh = torch.tensor(ranks).reshape(shape)
+            _MESHES[key] = DeviceMesh.from_group(groups, device, mesh=mesh, mesh_dim_names=names)
+        ready.add(key)
+    return _MESHES[key]
 
 
-def groups_of(group: dist.ProcessGroup, shape: tuple[int, ...]) -> list[dist.ProcessGroup]:
+def _groups_of(group: dist.ProcessGroup, shape: tuple[int, ...]) -> list[dist.ProcessGroup]:
     """Return this rank's group along each axis of a mesh of a group's ranks; a collective."""
     if len(shape) == 1:
         return [group]
@@ -58,7 +71,15 @@ def groups_of(group: dist.ProcessGroup, shape: tuple[int, ...]) -> list[dist.Pro
     return groups
 
 
-def adopt_mesh(group: dist.ProcessGroup, mesh: DeviceMesh) -> None:
-    """Let models that are laid out in a group use a mesh that has got its groups."""
-    known = _MESHES.setdefault(group, {})
-    known[tuple(mesh.mesh.shape), tuple(mesh.mesh_dim_names or ())] = mesh
+def _renew(mesh: DeviceMesh, groups: list[dist.ProcessGroup]) -> None:
+    """Give a mesh, and those cut out of it, other groups."""
+    names = tuple(mesh.mesh_dim_names or ())
+    inside: Any = mesh
+    inside._dim_group_names = [axis.group_name for axis in groups]  # noqa: SLF001  no public way
+    inside._pg_registry.update({axis.group_name: axis for axis in groups})  # noqa: SLF001
+    for other in [o for o in gc.get_objects() if issubclass(type(o), DeviceMesh)]:
+        if other is not mesh and getattr(other, "_root_mesh", None) is mesh:
+            part: Any = other
+            part._dim_group_names = [  # noqa: SLF001
+                groups[names.index(name)].group_name for name in other.mesh_dim_names or ()
+            ]

@@ -6,15 +6,13 @@ so that parameters, optimizers and hooks that refer to a mesh stay as they are.
 
 from __future__ import annotations
 
-import gc
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh
 
 from dtkit.engine.parallel.layout import MARK
 from dtkit.engine.parallel.levelling import level
-from dtkit.engine.parallel.meshes import adopt_mesh, groups_of
+from dtkit.engine.parallel.meshes import make_mesh
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
     from dtkit.engine.parallel.layout import Layout
 
 __all__ = ["revive"]
-
-# Any, below: what torch keeps in a mesh.
 
 
 def revive(retired: Sequence[ref[nn.Module]]) -> int:
@@ -40,12 +36,9 @@ def revive(retired: Sequence[ref[nn.Module]]) -> int:
     numbers: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(numbers, list(models))
     everywhere = sorted(set(models).intersection(*numbers))
-    done: set[int] = set()
     for number in everywhere:
         model, layout = models[number]
-        if id(layout.mesh) not in done:
-            done.add(id(layout.mesh))
-            _renew(layout.mesh, group)
+        make_mesh(group, tuple(layout.mesh.mesh.shape), tuple(layout.mesh.mesh_dim_names or ()))
         steps = layout.renew(group)
         try:
             if layout.again is not None:
@@ -65,19 +58,3 @@ def _living(retired: Sequence[ref[nn.Module]]) -> list[tuple[nn.Module, Layout]]
         (model, layout) for model, layout in found
         if layout.mesh.mesh.flatten().tolist() == everybody and layout.rank == dist.get_rank()
     ]  # fmt: skip
-
-
-def _renew(mesh: DeviceMesh, group: dist.ProcessGroup) -> None:
-    """Give a mesh, and those cut out of it, the groups of its ranks in the new group."""
-    names = tuple(mesh.mesh_dim_names or ())
-    made = groups_of(group, tuple(mesh.mesh.shape))
-    inside: Any = mesh
-    inside._dim_group_names = [axis.group_name for axis in made]  # noqa: SLF001  no public way
-    inside._pg_registry.update({axis.group_name: axis for axis in made})  # noqa: SLF001
-    adopt_mesh(group, mesh)
-    for other in [o for o in gc.get_objects() if issubclass(type(o), DeviceMesh)]:
-        if other is not mesh and getattr(other, "_root_mesh", None) is mesh:
-            part: Any = other
-            part._dim_group_names = [  # noqa: SLF001
-                made[names.index(name)].group_name for name in other.mesh_dim_names or ()
-            ]
