@@ -11,7 +11,7 @@ from dtkit.driver.session import Session
 from dtkit.errors import InvalidInputError
 from dtkit.magics.arguments import Parser, usage_errors
 from dtkit.magics.base import DtkitMagics, say
-from dtkit.magics.cells import go_on_in_background, show_run
+from dtkit.magics.cells import always, go_on_in_background, show_run
 from dtkit.magics.tables import OrphanTable, StageLine
 
 __all__ = ["ORPHANS", "DistOrphanMagics", "attach", "is_restarting", "note_orphans", "started_line"]
@@ -54,7 +54,7 @@ def attach(session: Session | None, session_id: str | None) -> None:
         raise
     stage.finish(f"attached: session {session.id}, {started_line(session)}")
     if run is not None and run.state == "running":
-        shown = show_run(run, steps, session.world_size, can_click=True)
+        shown = show_run(run, steps, session.world_size, can_click=always)
         go_on_in_background(shown, run.requests)
     elif run is not None:
         display(run)
@@ -69,7 +69,7 @@ def show_again() -> None:
         display(run)
         return
 
-    shown = show_run(run, run.watching(), len(run.ranks), can_click=True)
+    shown = show_run(run, run.watching(), len(run.ranks), can_click=always)
     go_on_in_background(shown, run.requests)
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ShownCell",
+    "always",
     "go_on_in_background",
     "run_on_ranks",
     "serves_clicks",
@@ -40,15 +41,36 @@ __all__ = [
 _SHOW_AFTER_S = 0.1
 """A dashboard is built after this: it would take the ranks' cores just when they begin, and a
 run that is over by then needs none."""
-_SERVES_CLICKS_FROM = 7
-"""ipykernel's major version that serves clicks while a cell awaits."""
+_SERVES_CLICKS_FROM = (7, 4)
+"""The version of ipykernel that serves clicks while a cell awaits, in any front end."""
+_SERVES_IN_SUBSHELLS_FROM = (7, 0)
+"""The one that serves them in a subshell if the front end asks for one: JupyterLab, not VS Code."""
 _REFRESH_S = 0.1
 _MAX_SHOWN_CHARS = 50_000
 
 
-def serves_clicks() -> bool:
-    """Return whether this kernel serves clicks while a cell awaits."""
-    return int(ipykernel.__version__.split(".")[0]) >= _SERVES_CLICKS_FROM
+def serves_clicks(*, is_awaiting: bool) -> Callable[[], bool] | None:
+    """Return what tells whether this kernel serves clicks while a cell runs; None: it never does.
+
+    Args:
+        is_awaiting: whether the cell awaits, rather than blocks.
+    """
+    version = ipykernel.version_info[:2]
+    if not is_awaiting or version < _SERVES_IN_SUBSHELLS_FROM:
+        return None
+    return always if version >= _SERVES_CLICKS_FROM else _has_subshell
+
+
+def always() -> bool:
+    """Return that clicks are served: no cell runs meanwhile."""
+    return True
+
+
+def _has_subshell() -> bool:
+    # The front end opens one for its widgets, if it is one that does, when the first is shown.
+    kernel: Any = getattr(get_ipython(), "kernel", None)
+    manager = getattr(getattr(kernel, "shell_channel_thread", None), "manager", None)
+    return manager is not None and bool(manager.list_subshell())
 
 
 def with_header(magic_line: str, body: str) -> str:
@@ -86,7 +108,7 @@ def train_on_ranks(
     session: Session,
     code: str,
     *,
-    can_click: bool,
+    can_click: Callable[[], bool] | None,
     **options: Any,  # recipe, name, ranks: as Session.training takes them
 ) -> tuple[Iterator[None], Requests]:
     """Send a training cell under a dashboard; the same for it."""
@@ -95,7 +117,7 @@ def train_on_ranks(
 
 
 def show_run(
-    run: Run, steps: Iterator[None], world_size: int, *, can_click: bool
+    run: Run, steps: Iterator[None], world_size: int, *, can_click: Callable[[], bool] | None
 ) -> Iterator[None]:
     """Return the steps of a run that show it, under a dashboard, as they go on."""
     dashboard = GuardedDashboard(

@@ -15,6 +15,7 @@ from dtkit.driver.waiting import drive
 from dtkit.magics.arguments import usage_errors
 from dtkit.magics.base import DtkitMagics, say
 from dtkit.magics.cells import (
+    always,
     go_on_in_background,
     run_on_ranks,
     serves_clicks,
@@ -39,7 +40,7 @@ class DistCellMagics(DtkitMagics):
     @usage_errors
     def dist_train(self, line: str, cell: str | None = None) -> None:
         """Train the cell (or a script) on every rank, with a live dashboard."""
-        prepared = self.training(line, cell, can_click=False)
+        prepared = self.training(line, cell, is_awaiting=False)
         if prepared is not None:
             drive(*prepared)
 
@@ -59,7 +60,7 @@ class DistCellMagics(DtkitMagics):
         say("stopping now" if args.now else "stopping after the step")
 
     def training(
-        self, line: str, cell: str | None, *, can_click: bool = True
+        self, line: str, cell: str | None, *, is_awaiting: bool = True
     ) -> tuple[Iterator[None], Requests] | None:
         """Return the steps of a run, and the place for requests; None: it is in the background."""
         args = parse_train(line, is_cell=cell is not None)
@@ -74,7 +75,7 @@ class DistCellMagics(DtkitMagics):
         steps, requests = train_on_ranks(
             session,
             code,
-            can_click=args.background or (can_click and serves_clicks()),
+            can_click=always if args.background else serves_clicks(is_awaiting=is_awaiting),
             recipe=recipe_of(args),
             options=options_of(args),
             name=args.name,

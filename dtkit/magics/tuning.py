@@ -39,16 +39,16 @@ class DistTuneMagics(DtkitMagics):
     @usage_errors
     def dist_sweep(self, line: str, cell: str) -> None:
         """Train the cell under several recipes, and compare them in a table and a picture."""
-        drive(*self.sweeping(line, cell, can_click=False))
+        drive(*self.sweeping(line, cell, is_awaiting=False))
 
     @cell_magic
     @usage_errors
     def dist_tune(self, line: str, cell: str) -> None:
         """Find a batch size or a learning rate for the cell; nothing is changed."""
-        drive(*self.tuning(line, cell, can_click=False))
+        drive(*self.tuning(line, cell, is_awaiting=False))
 
     def sweeping(
-        self, line: str, cell: str, *, can_click: bool = True
+        self, line: str, cell: str, *, is_awaiting: bool = True
     ) -> tuple[Iterator[None], Requests]:
         """Return the steps of a sweep, and the place for requests."""
         args = SWEEP.parse(line)
@@ -63,10 +63,12 @@ class DistTuneMagics(DtkitMagics):
             name=args.name,
             ranks=parse_ranks(args.ranks, session.world_size),
         )
-        return _shown(sweep, steps, requests, lambda: _html(sweep), can_click=can_click), requests
+        return _shown(
+            sweep, steps, requests, lambda: _html(sweep), is_awaiting=is_awaiting
+        ), requests
 
     def tuning(
-        self, line: str, cell: str, *, can_click: bool = True
+        self, line: str, cell: str, *, is_awaiting: bool = True
     ) -> tuple[Iterator[None], Requests]:
         """Return the steps of a search, and the place for requests."""
         args = TUNE.parse(line)
@@ -86,7 +88,9 @@ class DistTuneMagics(DtkitMagics):
             recipe=Recipe(batch=args.batch, manual=args.manual),
             ranks=parse_ranks(args.ranks, session.world_size),
         )
-        return _shown(tuning, steps, requests, lambda: _html(tuning), can_click=can_click), requests
+        return _shown(
+            tuning, steps, requests, lambda: _html(tuning), is_awaiting=is_awaiting
+        ), requests
 
 
 def split_axes(args: argparse.Namespace) -> tuple[dict[str, list[Any]], Recipe]:
@@ -151,9 +155,10 @@ def _shown(
     requests: Requests,
     html: Callable[[], str],
     *,
-    can_click: bool,
+    is_awaiting: bool,
 ) -> Iterator[None]:
-    board = TrialBoard(requests.stop, can_click=can_click and serves_clicks())
+    can_click = serves_clicks(is_awaiting=is_awaiting) or (lambda: False)
+    board = TrialBoard(requests.stop, can_click=can_click)
     try:
         for _ in steps:
             board.refresh(html)

@@ -21,7 +21,7 @@ class Controls:
         on_stop: called when Stop is pressed.
         on_pause: called when Pause (True) or Resume (False) is pressed.
         on_switch: called when the log scale or all ranks were switched on or off.
-        can_click: False when clicks are not served: every button is disabled.
+        can_click: tells whether clicks are served now: if not, every button is disabled.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Controls:
         on_pause: Callable[[bool], None],
         on_switch: Callable[[], None],
         *,
-        can_click: bool,
+        can_click: Callable[[], bool],
     ) -> None:
         self._on_stop, self._on_pause, self._on_switch = on_stop, on_pause, on_switch
         self._can_click = can_click
@@ -84,8 +84,9 @@ class Controls:
         self._enable(self.all_ranks, "show every rank", is_enabled=True)
 
     def _enable(self, button: Any, tooltip: str, *, is_enabled: bool) -> None:
-        button.disabled = not (is_enabled and self._can_click)
-        button.tooltip = tooltip if self._can_click else CANNOT_CLICK
+        can_click = self._can_click()
+        button.disabled = not (is_enabled and can_click)
+        button.tooltip = tooltip if can_click else CANNOT_CLICK
 
     def _click_pause(self, _: object) -> None:
         self._clicked_in = self._state

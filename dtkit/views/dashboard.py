@@ -64,7 +64,7 @@ def make_dashboard(
     on_control: Callable[[str, Value], None] = lambda _name, _value: None,
     curves: Callable[[], Mapping[str, Curve]] | None = None,
     ui: str = "auto",
-    can_click: bool = True,
+    can_click: Callable[[], bool] | None = lambda: True,
 ) -> Dashboard:
     """Return the dashboard that fits where the code runs.
 
@@ -76,7 +76,8 @@ def make_dashboard(
         ui: auto, live, widgets, html, text or off. auto asks the environment variable
             DTKIT_UI, then takes live (charts in the browser) in a notebook if anywidget is
             installed, widgets (charts as pictures) if it is not, and text elsewhere.
-        can_click: False when the kernel serves no clicks while the cell runs.
+        can_click: tells whether the kernel serves clicks now, while the cell runs, which may depend
+            on the front end; None: it never does.
 
     Raises:
         InvalidInputError: there is no such `ui`.
@@ -84,7 +85,7 @@ def make_dashboard(
     kind = os.environ.get("DTKIT_UI", "auto") if ui == "auto" else ui
     if kind == "auto":
         is_notebook = getattr(get_ipython(), "kernel", None) is not None
-        can_draw = curves is not None and can_click and can_live()
+        can_draw = curves is not None and can_click is not None and can_live()
         kind = ("live" if can_draw else "widgets") if is_notebook else "text"
     if kind == "live" and not can_live():
         msg = "ui 'live' needs the package anywidget: pip install 'dtkit[live]'"
@@ -95,7 +96,7 @@ def make_dashboard(
             on_pause=on_pause,
             on_control=on_control,
             curves=curves if kind == "live" else None,
-            can_click=can_click,
+            can_click=can_click or (lambda: False),
         )
     simple: dict[str, Callable[[], Dashboard]]
     simple = {"html": HtmlDashboard, "text": TextDashboard, "off": NullDashboard}

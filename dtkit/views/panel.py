@@ -68,7 +68,7 @@ class WidgetDashboard:
         on_pause: Callable[[bool], None],
         on_control: Callable[[str, Value], None] = lambda _name, _value: None,
         curves: Callable[[], Mapping[str, Curve]] | None = None,
-        can_click: bool = True,
+        can_click: Callable[[], bool] = lambda: True,
         clock: Clock = time.monotonic,
         cpu_clock: Clock = time.thread_time,
     ) -> None:

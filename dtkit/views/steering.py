@@ -32,10 +32,12 @@ class Steering:
 
     Args:
         on_control: called with a control's name and its new value.
-        can_click: False when clicks are not served.
+        can_click: tells whether clicks are served now.
     """
 
-    def __init__(self, on_control: Callable[[str, Value], None], *, can_click: bool) -> None:
+    def __init__(
+        self, on_control: Callable[[str, Value], None], *, can_click: Callable[[], bool]
+    ) -> None:
         self._on_control, self._can_click = on_control, can_click
         self._box: Any = None  # ipywidgets has no annotations
         self._sliders: LiveSliders | None = None
@@ -61,8 +63,9 @@ class Steering:
 
     def draw(self, view: RunView) -> None:
         """Show the controls as they are now."""
-        is_on = self._can_click and view.state not in OVER
-        hint = "" if self._can_click else f"{CANNOT_CLICK}; %dist_control works from elsewhere"
+        can_click = self._can_click()
+        is_on = can_click and view.state not in OVER
+        hint = "" if can_click else f"{CANNOT_CLICK}; %dist_control works from elsewhere"
         self._says.value = f"<small>{escape(hint)}</small>" if hint else ""
         if self._sliders is not None:
             self._sliders.draw(view, is_on=is_on)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.getipython import get_ipython
 from IPython.display import display
 
+from dtkit.views.controls import CANNOT_CLICK
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -23,16 +25,17 @@ class TrialBoard:
 
     Args:
         on_stop: called when Stop is pressed; must only set flags.
-        can_click: whether clicks are served while the cell runs.
+        can_click: tells whether clicks are served while the cell runs.
     """
 
-    def __init__(self, on_stop: Callable[[], None], *, can_click: bool) -> None:
+    def __init__(self, on_stop: Callable[[], None], *, can_click: Callable[[], bool]) -> None:
         self._on_stop = on_stop
         self._can_click = can_click
         self._is_notebook = getattr(get_ipython(), "kernel", None) is not None
         self._root: Any = None  # ipywidgets carries no types
         self._text: Any = None
         self._handle: Any = None
+        self._is_stopping = False
         self._shown = ""
         self._next_s = 0.0
 
@@ -45,6 +48,7 @@ class TrialBoard:
         if self._root is None:
             self._build()
             self._handle = display(self._root, display_id=True)
+        self._show_button()
         if html != self._shown:
             self._shown = self._text.value = html
 
@@ -60,13 +64,17 @@ class TrialBoard:
         import ipywidgets as w  # not needed where there is no front end
 
         self._text = w.HTML()
-        stop = w.Button(description="Stop", icon="stop", disabled=not self._can_click)
-        stop.tooltip = "end after the step; what is done stays" if self._can_click else (
-            "press ■ Interrupt to stop: this kernel serves no clicks while a cell runs"
-        )  # fmt: skip
-        stop.on_click(self._click)
-        self._root = w.VBox([self._text, stop])
+        self._stop = w.Button(description="Stop", icon="stop")
+        self._stop.on_click(self._click)
+        self._root = w.VBox([self._text, self._stop])
+
+    def _show_button(self) -> None:
+        can_click = self._can_click()
+        self._stop.disabled = self._is_stopping or not can_click
+        tooltip = "end after the step; what is done stays"
+        self._stop.tooltip = tooltip if can_click else CANNOT_CLICK
 
     def _click(self, button: Any) -> None:
-        button.disabled, button.description = True, "Stopping…"
+        self._is_stopping, button.description = True, "Stopping…"
+        self._show_button()
         self._on_stop()

@@ -412,7 +412,7 @@ def test_few_ranks_have_no_switch(
 def test_without_clicks_every_button_says_what_to_press(outputs: Displayed, clock: Clock) -> None:
     assert len(outputs) == 0
     dashboard = WidgetDashboard(
-        on_stop=lambda: None, on_pause=lambda _: None, can_click=False, clock=clock
+        on_stop=lambda: None, on_pause=lambda _: None, can_click=lambda: False, clock=clock
     )
     dashboard.start(make_view(12))
     buttons = find(dashboard, ipywidgets.Button)

@@ -112,7 +112,7 @@ def a_panel(*, is_live: bool, can_click: bool = True) -> tuple[WidgetDashboard, 
         on_pause=lambda _: None,
         on_control=lambda name, value: moves.append((name, value)),
         curves=(dict) if is_live else None,
-        can_click=can_click,
+        can_click=lambda: can_click,
         clock=lambda: now_s[0],
         cpu_clock=lambda: 0.0,
     )
