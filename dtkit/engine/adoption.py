@@ -11,15 +11,16 @@ import zlib
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
+import torch
 from torch.nn.parameter import is_lazy
 
 from dtkit.engine import weights
 from dtkit.engine.adopted import Adopted
+from dtkit.engine.living import living
 from dtkit.engine.models import (
     already_distributed,
     averages_itself,
     find_models,
-    live_modules,
     parameters_of,
     running_statistics,
     sparse_parameters,
@@ -33,7 +34,6 @@ from dtkit.engine.survey import survey, survey_here
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    import torch
     from torch.optim import Optimizer
 
     from dtkit.engine.parallel.layout import Layout
@@ -89,7 +89,7 @@ class Adoption:
     def equalize(self, optimizers: Iterable[Optimizer]) -> None:
         """Make the weights of models equal that were there before the cell."""
         params = [p for optimizer in optimizers for p in parameters_of(optimizer)]
-        modules = live_modules()
+        modules = living(torch.nn.Module)
         models = find_models(params, modules)
         taken = [
             m for m in models if layout_of([m]) or already_distributed(list(m.parameters()), [m])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import itertools
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _NormBase
 from torch.nn.parallel import DistributedDataParallel
+
+from dtkit.engine.living import living
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +20,6 @@ __all__ = [
     "already_distributed",
     "averages_itself",
     "find_models",
-    "live_modules",
     "live_replicas",
     "named_in",
     "optimizers_used",
@@ -52,10 +51,10 @@ def find_models(
 
     Args:
         params: the parameters.
-        modules: what `live_modules` found just before; None looks now.
+        modules: all that live, as found just before; None looks now.
     """
     index = {id(p): i for i, p in enumerate(params)}
-    modules = live_modules() if modules is None else modules
+    modules = living(nn.Module) if modules is None else modules
     inner = {id(child) for m in modules for child in m.__dict__.get("_modules", {}).values()}
     found = []
     for module in modules:
@@ -67,22 +66,11 @@ def find_models(
     return [module for _, _, module in sorted(found, key=lambda entry: entry[:2])]
 
 
-def live_modules() -> list[nn.Module]:
-    """Return every module that is alive in this process."""
-    # Hundreds of thousands of objects: each line runs in C. What was there before
-    # the first cell is frozen (see `preload`) and not among them.
-    objects = gc.get_objects()
-    # type(), not isinstance: an arbitrary object's __class__ may run code.
-    types = list(map(type, objects))
-    wanted = {kind for kind in set(types) if issubclass(kind, nn.Module)}
-    return list(itertools.compress(objects, map(wanted.__contains__, types)))
-
-
 def live_replicas() -> list[DistributedDataParallel]:
     """Return the DDP models that are alive; one whose constructor raised is none."""
     return [
         module
-        for module in live_modules()
+        for module in living(nn.Module)
         if isinstance(module, DistributedDataParallel) and "reducer" in vars(module)
     ]
 

@@ -8,7 +8,6 @@ in the namespace, as they did.
 from __future__ import annotations
 
 import contextlib
-import gc
 import io
 import pickle
 import random
@@ -21,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dtkit.engine import weights
 from dtkit.engine.agent import agent, install
+from dtkit.engine.living import living
 from dtkit.engine.parallel.layout import MARK
 from dtkit.engine.shell import current_shell
 
@@ -167,9 +167,8 @@ def _set_random(states: dict[str, Any]) -> None:
 
 def _held_in_parts() -> set[int]:
     """Return the ids of the weights of models that several ranks hold together."""
-    # type(), not isinstance: an arbitrary object's __class__ may run code.
-    modules = [o for o in gc.get_objects() if issubclass(type(o), torch.nn.Module)]
-    return {id(p) for model in modules if MARK in vars(model) for p in model.parameters()}
+    models = [model for model in living(torch.nn.Module) if MARK in vars(model)]
+    return {id(parameter) for model in models for parameter in model.parameters()}
 
 
 def _weights_of(value: Any) -> set[int]:

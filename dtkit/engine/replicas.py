@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from dtkit.engine.living import living
 from dtkit.engine.shell import current_shell
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def detach() -> list[DistributedDataParallel]:
     To be called while the group exists.
     """
     whole = []
-    for model in [o for o in gc.get_objects() if _is_ddp(o)]:
+    for model in living(DistributedDataParallel):
         held = vars(model)
         # One whose constructor raised has nothing to be taken along.
         if "reducer" in held and held.get("process_group") is dist.group.WORLD:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
+from dtkit.engine.living import living
 from dtkit.engine.models import find_models, parameters_of
 
 if TYPE_CHECKING:
@@ -81,8 +81,7 @@ def _schedulers(optimizers: list[Optimizer]) -> list[LRScheduler]:
     collector lists objects of a generation so.
     """
     index = {id(optimizer): i for i, optimizer in enumerate(optimizers)}
-    live = [o for o in gc.get_objects() if issubclass(type(o), LRScheduler)]
-    found = [s for s in live if id(getattr(s, "optimizer", None)) in index]
+    found = [s for s in living(LRScheduler) if id(getattr(s, "optimizer", None)) in index]
     return sorted(found, key=lambda s: (index[id(s.optimizer)], type(s).__name__))
 
 

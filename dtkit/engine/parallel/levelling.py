@@ -5,7 +5,6 @@ A rank that failed before a step has weights from before it, and so have the cop
 
 from __future__ import annotations
 
-import gc
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +12,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from dtkit.engine.living import living
 from dtkit.engine.parallel.norms import own_part
 
 if TYPE_CHECKING:
@@ -63,8 +63,7 @@ def _tensors(model: nn.Module, layout: Layout) -> Iterator[tuple[torch.Tensor, b
     """Yield what is here of weights, buffers and the optimizers' state."""
     params = list(model.parameters())
     own = {id(param) for param in params}
-    # type(), not isinstance: an arbitrary object's __class__ may run code.
-    optimizers = [o for o in gc.get_objects() if issubclass(type(o), Optimizer)]
+    optimizers = living(Optimizer)
     optimizers = [
         o for o in optimizers if own & {id(p) for g in o.param_groups for p in g["params"]}
     ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
+
+from dtkit.engine.living import living
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,8 +33,7 @@ class Renewal:
         """Put the new parameters where live optimizers have the old ones, with their state."""
         after = dict(self._model.named_parameters(remove_duplicate=False))
         new = {id(old): after[name] for name, old in self._before.items() if after[name] is not old}
-        # type(), not isinstance: an arbitrary object's __class__ may run code.
-        for optimizer in [o for o in gc.get_objects() if issubclass(type(o), Optimizer)]:
+        for optimizer in living(Optimizer):
             for group in optimizer.param_groups:
                 for i, old in enumerate(group["params"]):
                     if id(old) in new:

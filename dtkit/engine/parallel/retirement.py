@@ -6,8 +6,7 @@ model, at any time, in the middle of the next group's.
 
 from __future__ import annotations
 
-import gc
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from torch import nn
@@ -15,8 +14,10 @@ from torch.distributed._composable_state import _module_state_mapping
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
+from dtkit.engine.living import living
 from dtkit.engine.parallel.layout import MARK
 from dtkit.engine.parallel.pieces import plain_class, strip
+from dtkit.engine.parallel.pipelining import Pipeline
 
 if TYPE_CHECKING:
     from dtkit.engine.parallel.layout import Layout
@@ -31,19 +32,19 @@ def retire() -> list[ref[nn.Module]]:
 
     To be called while the group exists.
     """
-    sharded = [o for o in gc.get_objects() if issubclass(type(o), FSDPModule)]
+    sharded: list[Any] = living(FSDPModule)  # modules, too, which their type does not tell
     for model in sharded:
         model.reshard()
     for model in sharded:
         model.__class__ = plain_class(model)
         strip(model.__dict__)
         _module_state_mapping.pop(model, None)  # it may be sharded again
-    found = [o for o in gc.get_objects() if issubclass(type(o), nn.Module) and MARK in o.__dict__]
+    found = [model for model in living(nn.Module) if MARK in model.__dict__]
     for model in found:
         _guard(model, model.__dict__[MARK])
-    for pipe in [o for o in gc.get_objects() if getattr(type(o), "dtkit_model", False)]:
+    for pipe in living(Pipeline):
         pipe.retire()
-    for mesh in [o for o in gc.get_objects() if issubclass(type(o), DeviceMesh)]:
+    for mesh in living(DeviceMesh):
         mesh._pg_registry.clear()  # noqa: SLF001  its other facts are still wanted
     return [ref(model) for model in found]
 
