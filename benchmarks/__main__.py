@@ -25,6 +25,7 @@ from benchmarks.start import first_collective, rerun
 from benchmarks.step_time import against_ddp, against_torchrun, with_profiler, with_timeline
 from benchmarks.straggler import straggler
 from benchmarks.traces import merging
+from benchmarks.world import group_formation, output_of_many, world_cpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,6 +45,9 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Result]]] = {
     "pull": pulling,
     "link": over_a_slow_link,
     "straggler": straggler,
+    "world_cpu": world_cpu,
+    "output": output_of_many,
+    "group": group_formation,
 }
 """By the name that `--only` takes, in the order in which they run."""
 ON_REQUEST: dict[str, Callable[[Settings], list[Result]]] = {"horovod": against_horovod}

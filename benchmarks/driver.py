@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["dashboard_cpu"]
+__all__ = ["Cpu", "dashboard_cpu", "measure_cpu"]
 
 _START = "%load_ext dtkit\n%dist_init -n 2 --devices cpu"
 _BLOCK_STEPS = 100
@@ -25,12 +25,11 @@ _SAMPLE_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class _Cpu:
+class Cpu:
     """CPU time of the kernel: percent of a core once the run goes on, and seconds for the rest."""
 
     share: float
     ends_s: float
-    num_steps: int
 
 
 def dashboard_cpu(settings: Settings) -> list[Result]:
@@ -38,13 +37,14 @@ def dashboard_cpu(settings: Settings) -> list[Result]:
     folder = settings.folder / "driver"
     folder.mkdir()
     run_s = settings.pick(25, 8)
-    taken: dict[str, list[_Cpu]] = {"widgets": [], "off": []}
+    taken: dict[str, list[Cpu]] = {"widgets": [], "off": []}
     with Notebook(folder) as notebook:
         notebook.run(_START)
         num_blocks = _blocks_in(notebook, folder / "times.json", run_s)
         for ui in settings.pick(2, 1) * ("widgets", "off"):
             notebook.run(f"os.environ['DTKIT_UI'] = {ui!r}")
-            taken[ui].append(_measure(notebook, folder / "times.json", num_blocks))
+            cell = _cell(folder / "times.json", num_blocks)
+            taken[ui].append(measure_cpu(notebook, cell))
     shown, hidden = (Spread.of([cpu.share for cpu in taken[ui]]) for ui in ("widgets", "off"))
     return [
         Result(
@@ -54,7 +54,7 @@ def dashboard_cpu(settings: Settings) -> list[Result]:
             spread=shown,
             unit="%",
             goal=5.0,
-            num_steps=sum(cpu.num_steps for cpu in taken["widgets"]),
+            num_steps=len(taken["widgets"]) * num_blocks * _BLOCK_STEPS,
             command="the same run with DTKIT_UI=off, in turn",
             held_back_by="drawing of the chart; reading the ranks' messages is the rest",
             details={
@@ -67,7 +67,7 @@ def dashboard_cpu(settings: Settings) -> list[Result]:
     ]
 
 
-def _ends(taken: Sequence[_Cpu]) -> str:
+def _ends(taken: Sequence[Cpu]) -> str:
     return f"{Spread.of([cpu.ends_s for cpu in taken])} s of CPU time"
 
 
@@ -78,11 +78,11 @@ def _blocks_in(notebook: Notebook, out: Path, seconds: float) -> int:
     return max(1, round(seconds / (time.monotonic() - begun_s)))
 
 
-def _measure(notebook: Notebook, out: Path, num_blocks: int) -> _Cpu:
-    """Run and look at the kernel's CPU clock; `_SETTLE_S` after the begin, and before the end."""
+def measure_cpu(notebook: Notebook, cell: str) -> Cpu:
+    """Run a cell, and look at the kernel's CPU clock between its first and its last seconds."""
     process = psutil.Process(notebook.pid)
     begun_s = _cpu_s(process)
-    notebook.begin(_cell(out, num_blocks))
+    notebook.begin(cell)
     time.sleep(_SETTLE_S)
     samples = [(time.monotonic(), _cpu_s(process))]
     while not notebook.has_ended():
@@ -94,7 +94,7 @@ def _measure(notebook: Notebook, out: Path, num_blocks: int) -> _Cpu:
     share = (c1 - c0) / (t1 - t0)
     whole_s = samples[-1][0] - samples[0][0] + _SETTLE_S
     ends_s = _cpu_s(process) - begun_s - share * whole_s
-    return _Cpu(100.0 * share, ends_s, num_blocks * _BLOCK_STEPS)
+    return Cpu(100.0 * share, ends_s)
 
 
 def _cpu_s(process: psutil.Process) -> float:

@@ -3,9 +3,10 @@
 One event is one JSON line, both on the wire and in the run's folder
 (`<run>/rank-<R>.jsonl`), so a run can be read back from disk with nothing but
 this module. Steps travel in columns, many per event, because a small model
-makes thousands of them a second. JSON has no infinities, so non-finite numbers
-are written as the strings "NaN", "Infinity" and "-Infinity" (the mapping that
-protobuf's JSON uses); `float()` reads them back.
+makes thousands of them a second; a column whose entries are all the same is
+one entry. JSON has no infinities, so non-finite numbers are written as the
+strings "NaN", "Infinity" and "-Infinity" (the mapping that protobuf's JSON
+uses); `float()` reads them back.
 
 Standard library only: this module is imported by the driver, which must not
 load torch, and by the engines.
@@ -32,6 +33,7 @@ __all__ = [
     "Total",
     "decode",
     "encode",
+    "flush_interval_s",
 ]
 
 STEP_COLUMNS = (
@@ -50,6 +52,10 @@ lr: learning rate of the first parameter group.
 sent_bytes: what this rank sent to average gradients. raw_bytes: what it would have sent without
 compression. Both are NaN where the cell averages by itself.
 """
+
+
+MAX_MESSAGES_PER_S = 80
+"""That all ranks of a run send together, as long as each does so once in two seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +165,22 @@ Event = (
 _TYPES: dict[str, type[Any]] = {cls.__name__: cls for cls in get_args(Event)}
 
 
+def flush_interval_s(num_ranks: int) -> float:
+    """Return how often each of so many ranks sends what it has measured, in seconds.
+
+    Ten times a second; of more than 8 ranks less often, so that the driver reads no more than 80
+    messages a second: each costs it a quarter of a millisecond, however much is in it.
+    """
+    return min(max(0.1, num_ranks / MAX_MESSAGES_PER_S), 2.0)
+
+
 def encode(event: Event) -> bytes:
     """Return the event as one JSON line without its line end."""
     # Not asdict, which copies every number: what encodes shares the interpreter with training.
-    record = {name: _finite(getattr(event, name)) for name in event.__slots__}
+    record = {name: getattr(event, name) for name in event.__slots__}
+    if isinstance(event, StepBatch):
+        record["columns"] = {name: _shortened(column) for name, column in event.columns.items()}
+    record = {name: _finite(value) for name, value in record.items()}
     record = {"event": type(event).__name__, **record}
     return json.dumps(record, allow_nan=False, separators=(",", ":")).encode()
 
@@ -179,7 +197,11 @@ def decode(line: bytes | str) -> Event:
         msg = f"not a dtkit event: {line[:80]!r}"
         raise ValueError(msg)
     if cls is StepBatch:
-        record["columns"] = {k: list(map(float, v)) for k, v in record["columns"].items()}
+        num = len(record["columns"].get("step", ()))
+        record["columns"] = {
+            name: list(map(float, column)) * (num if len(column) == 1 else 1)
+            for name, column in record["columns"].items()
+        }
     elif cls is LogBatch:
         record["metrics"] = [{k: _number(v) for k, v in m.items()} for m in record["metrics"]]
     elif cls is GpuUse:
@@ -189,6 +211,12 @@ def decode(line: bytes | str) -> Event:
     except TypeError as error:
         msg = f"not a dtkit event of this version: {line[:80]!r}"
         raise ValueError(msg) from error
+
+
+def _shortened(column: list[float]) -> list[float]:
+    """Return a column of which all entries are the same as one entry: half of them are."""
+    is_same = len(column) > 1 and column.count(column[0]) == len(column)
+    return column[:1] if is_same else column
 
 
 def _number(value: Any) -> float | list[float]:  # Any: JSON

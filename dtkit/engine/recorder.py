@@ -20,6 +20,7 @@ from dtkit.events import (
     RankEnded,
     StepBatch,
     encode,
+    flush_interval_s,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["Recorder"]
 
 RING_STEPS = 65_536
-FLUSH_INTERVAL_S = 0.1
 
 
 class Recorder:
@@ -39,7 +39,7 @@ class Recorder:
 
     The marks are made on the training thread and cost no I/O and no device
     synchronisation: values on a GPU are kept as tensors and read by the thread
-    that flushes them, ten times a second.
+    that flushes them, up to ten times a second.
 
     Args:
         rank: this rank.
@@ -47,6 +47,7 @@ class Recorder:
         start_unix_s: the run's start, seconds since the epoch.
         path: file that the events are appended to, a JSON line each.
         send: takes the same lines to the driver.
+        num_ranks: that take part in the run.
     """
 
     def __init__(
@@ -56,8 +57,11 @@ class Recorder:
         start_unix_s: float,
         path: Path,
         send: Callable[[list[bytes]], None],
+        *,
+        num_ranks: int = 1,
     ) -> None:
         self.rank = rank
+        self._interval_s = flush_interval_s(num_ranks)
         self.num_steps: int = 0
         self.batch_size: int = 0
         self.num_holders = 1
@@ -222,7 +226,7 @@ class Recorder:
                 self._send(lines)
 
     def _run(self) -> None:
-        while not self._stop.wait(FLUSH_INTERVAL_S):
+        while not self._stop.wait(self._interval_s):
             self.flush()
 
     def _store(self, lines: list[bytes]) -> None:

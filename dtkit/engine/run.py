@@ -75,6 +75,7 @@ class ActiveRun:
             self.start_unix_s,
             self.dir / f"rank-{self._group.rank}.jsonl",
             owner.send,
+            num_ranks=len(self.ranks),
         )
         self.sent: Callable[[float, float], None] = self.recorder.sent
         self._parts: tuple[Part, ...] = ()

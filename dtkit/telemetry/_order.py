@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -35,6 +36,9 @@ class Order(Protocol):
         """Return the rows that are new, (num_columns, num_rows); see `Rows`."""
 
 
+_STEP = attrgetter("step")
+
+
 class InStep:
     """Ranks in step: a row for each step that all ranks have made.
 
@@ -46,11 +50,17 @@ class InStep:
     def __init__(self, ranks: Sequence[RankSeries], smoother: Smoother) -> None:
         self.step = 0
         self._ranks, self._smooth = ranks, smoother
+        self._late = ranks[0]
+        """Of the ranks that were waited for last, the one that was furthest behind."""
 
     def take(self) -> Floats:
-        waiting = [r.step for r in self._ranks if not r.is_over()]
-        furthest = max(r.step for r in self._ranks)
-        done = min(waiting) if waiting else furthest
+        furthest = max(map(_STEP, self._ranks))
+        is_waiting = self._late.step <= self.step and not self._late.is_over()
+        if is_waiting and furthest - WINDOW <= self.step:  # of many ranks nearly always
+            return np.empty((len(Rows.names), 0))
+        waiting = [r for r in self._ranks if not r.is_over()]
+        self._late = min(waiting, key=_STEP, default=self._late)
+        done = self._late.step if waiting else furthest
         done = max(done, furthest - WINDOW)
         if done <= self.step:
             return np.empty((len(Rows.names), 0))

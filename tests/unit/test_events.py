@@ -56,3 +56,15 @@ def test_non_finite_numbers_are_strict_json_and_come_back() -> None:
 def test_a_line_of_another_kind_is_refused(line: bytes) -> None:
     with pytest.raises(ValueError, match="not a dtkit event"):
         decode(line)
+
+
+def test_a_column_of_equal_numbers_travels_as_one() -> None:
+    nan = [math.nan] * 3
+    sent = batch(step=[4.0, 5.0, 6.0], lr=[0.1] * 3, raw_bytes=nan, loss=[1.0, 1.0, 2.0])
+    columns = json.loads(encode(sent))["columns"]
+    assert (columns["lr"], columns["raw_bytes"]) == ([0.1], ["NaN"])
+    event = decode(encode(sent))
+    assert isinstance(event, StepBatch)
+    assert event.columns["lr"] == [0.1] * 3
+    assert event.columns["loss"] == [1.0, 1.0, 2.0]
+    assert [math.isnan(value) for value in event.columns["raw_bytes"]] == [True] * 3
