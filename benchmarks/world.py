@@ -70,7 +70,7 @@ def world_cpu(settings: Settings) -> list[Result]:
             spread=spread, unit="%", goal=5.0,
             num_steps=len(shares["live"]) * seconds * _STEPS_PER_S,
             command="the same run with other dashboards, in turn; engines are simulated",
-            held_back_by="reading the ranks' messages: each takes ipyparallel a fraction of a ms",
+            held_back_by="the rest is drawing: 64 ranks' own steps and their table, twice a second",
             details={
                 f"with DTKIT_UI={ui}": f"{Spread.of(taken)} %"
                 for ui, taken in shares.items() if ui != "live"

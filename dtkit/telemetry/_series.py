@@ -43,6 +43,7 @@ class RankSeries:
         self.peak_bytes = 0
         self.end_s = math.inf
         self.last_s = 0.0
+        self._recent: tuple[int, dict[str, float]] = (0, {})
         self.ring: Floats = np.full((len(STEP_COLUMNS), WINDOW), np.nan)
         self.gpu: deque[tuple[float, float, float]] = deque(maxlen=WINDOW)
         """Step, part of the time that the GPU was busy, in percent, and GiB taken of it."""
@@ -72,8 +73,11 @@ class RankSeries:
         return block
 
     def recent(self) -> dict[str, float]:
-        if not self.step:
-            return {}
+        if self._recent[0] != self.step:  # it is asked for more often than steps come
+            self._recent = (self.step, self._summed_up())
+        return self._recent[1]
+
+    def _summed_up(self) -> dict[str, float]:
         steps = np.arange(max(1, self.step - _RECENT_STEPS + 1), self.step + 1)
         block = self.rows(steps)
         block = block[:, ~np.isnan(block[0])]
