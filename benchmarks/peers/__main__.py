@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -48,8 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = versions(python, {package for peer in peers for package in peer.packages})
     known["dtkit"] = dtkit.__version__
     peers = [_if_installed(peer, known) for peer in peers]
+    known = {name: known[name] for name in sorted(known)}
+    signal.signal(signal.SIGTERM, _leave)  # else what the peers have started would go on
     begun_s = time.monotonic()
-    found = Found()
+    found = Found(begun_s + args.seconds)
     with (
         tempfile.TemporaryDirectory(prefix="dtkit-peers-") as folder,
         contextlib.ExitStack() as end,
@@ -65,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _measure(TASKS[name], rooms, found, args.rounds)
     names = [peer.name for peer in peers if not peer.missing]
     facts = {**machine("benchmarks.peers"), "took_s": round(time.monotonic() - begun_s)}
+    if found.is_late():
+        print(f"stopped after {args.seconds} s\n")
     print(found.to_markdown(names))
     for peer in peers:
         if peer.missing:
@@ -81,7 +86,9 @@ def _measure(task: Task, rooms: Sequence[Room], found: Found, num_rounds: int | 
     """Take every peer once in each round, every second round in the opposite order."""
     for i in range(num_rounds or task.num_rounds):
         for room in rooms[:: 1 if i % 2 == 0 else -1]:
-            print(f"{task.rows[0]} {i} {room.peer.name}", file=sys.stderr)
+            if found.is_late():
+                return
+            _progress(f"{task.rows[0]}, {i + 1}, {room.peer.name}")
             try:
                 said = task.measure(room)
             except Missing as reason:
@@ -94,12 +101,21 @@ def _measure(task: Task, rooms: Sequence[Room], found: Found, num_rounds: int | 
 
 
 def _measure_steps(rooms: Sequence[Room], found: Found, num_rounds: int) -> None:
+    _progress(_STEP)
     for name, blocks in steps(rooms, num_rounds).items():
         if isinstance(blocks, str):
             found.add(name, 0, Said(missing={_STEP: f"failed: {blocks.splitlines()[0]}"}))
         else:
             for i, step_s in enumerate(blocks):
                 found.add(name, i, Said({_STEP: step_s}))
+
+
+def _leave(_signal: int, _frame: object) -> None:
+    raise SystemExit(1)
+
+
+def _progress(text: str) -> None:
+    print(time.strftime("%H:%M:%S"), text, file=sys.stderr)
 
 
 def _chosen(peers: Sequence[Peer], names: Sequence[str] | None) -> list[Peer]:
@@ -121,6 +137,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", type=_names, help=f"some of {', '.join(NAMES)}")
     parser.add_argument("--peers", type=lambda text: text.split(","), help="some of the columns")
     parser.add_argument("--rounds", type=int, help="how many times each task is done")
+    parser.add_argument("--seconds", type=int, default=600, help="begin nothing after so many")
     parser.add_argument("--environment", type=Path, default=Path("build/peers").absolute())
     parser.add_argument("--output", type=Path, default=Path("build/peers.json"))
     return parser.parse_args(argv)

@@ -63,7 +63,11 @@ class FrontEnd:
         self._manager.start_kernel(env={**variables(python), **more}, cwd=str(folder))
         self._client: Any = self._manager.client()  # untyped in part
         self._client.start_channels()
-        self._client.wait_for_ready(timeout=_READY_TIMEOUT_S)
+        try:
+            self._client.wait_for_ready(timeout=_READY_TIMEOUT_S)
+        except RuntimeError as error:
+            end(self.processes())
+            raise BenchmarkError(str(error)) from None
         self._reply: dict[str, Any] | None = None
         self._cell = ""
         self._is_over = threading.Event()

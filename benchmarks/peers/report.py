@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from statistics import median
@@ -25,11 +26,13 @@ class Found:
     """All that was measured.
 
     Attributes:
+        until_s: on `time.monotonic()`; nothing is begun afterwards.
         numbers: by row and peer, in rounds, in seconds or bytes.
         facts: by row and peer, in rounds.
         missing: by row and peer, why there is no number.
     """
 
+    until_s: float
     numbers: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict)
     facts: dict[str, dict[str, list[bool]]] = field(default_factory=dict)
     missing: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -42,6 +45,10 @@ class Found:
             self.facts.setdefault(row, {}).setdefault(peer, []).append(fact)
         for row, reason in said.missing.items():
             self.missing.setdefault(row, {})[peer] = reason
+
+    def is_late(self) -> bool:
+        """Return whether the time is over."""
+        return time.monotonic() > self.until_s
 
     def rows(self) -> list[str]:
         """Return the rows about which there is something to say."""
@@ -65,9 +72,9 @@ class Found:
         ratio = self.ratio(row, peer)
         text = number(ROWS[row].scale * median(rounds.values()))
         if ratio is not None:
-            text += (
-                f" ({number(ratio.median)} ×, {number(ratio.sure_low)}–{number(ratio.sure_high)})"
-            )
+            low, high = _times(ratio.sure_low), _times(ratio.sure_high)
+            spread = f"; {low}–{high}" if ratio.num > 1 else ""
+            text += f" ({_times(ratio.median)} ×{spread})"
         return f"{text}; once {reason}" if reason else text
 
     def to_markdown(self, peers: Sequence[str]) -> str:
@@ -82,6 +89,10 @@ class Found:
     def to_dict(self) -> dict[str, object]:
         """Return everything as JSON holds it."""
         return {"numbers": self.numbers, "facts": self.facts, "missing": self.missing}
+
+
+def _times(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _yes_or_no(facts: Sequence[bool]) -> str:

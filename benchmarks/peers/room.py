@@ -99,5 +99,13 @@ class Room:
 
 
 def last_s(out: Path) -> float:
-    """Return when the last rank was there, on the clock that all processes share."""
-    return max(float(out.with_name(f"{out.name}{rank}").read_text()) for rank in range(NUM_RANKS))
+    """Return when the last rank was there, on the clock that all processes share.
+
+    Raises:
+        BenchmarkError: one was not.
+    """
+    paths = [out.with_name(f"{out.name}{rank}") for rank in range(NUM_RANKS)]
+    if not all(path.exists() for path in paths):
+        msg = "it ended as if all were well, but a rank did not do its part"
+        raise BenchmarkError(msg)
+    return max(float(path.read_text()) for path in paths)
