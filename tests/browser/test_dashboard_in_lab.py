@@ -131,12 +131,16 @@ def expect_charts_to_obey(page: Page, target: Locator) -> None:
     expect(left).to_contain_text("smoothed 0.9")
     left.press("+")
     zoomed = left.get_attribute("data-to") or ""
+    left.press("ArrowLeft")
+    expect(left).not_to_have_attribute("data-to", zoomed)
+    zoomed = left.get_attribute("data-to") or ""
     expect_progress(page, target)
     expect(left).to_have_attribute("data-to", zoomed)  # new points do not undo it
 
 
 def expect_controls_to_obey(target: Locator) -> None:
     """Move the learning rate's slider, by hand and by key, and a list; the charts mark both."""
+    target.locator(".jp-InputPrompt").click()  # command mode, in which arrows move between cells
     target.get_by_role("tab", name="Controls").click()
     group = target.get_by_role("group", name="live controls")
     slider = group.get_by_role("slider", name="lr_factor, slider")

@@ -96,3 +96,15 @@ def make_empty_view(num_ranks: int = 4) -> RunView:
         ranks=tuple(make_rank(r, **rank) for r in range(num_ranks)),
         **unknown,
     )
+
+
+def contrast(first: str, second: str) -> float:
+    """Return the ratio of two colours' luminances; source: WCAG 2.2, "contrast ratio"."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((luminance(first), luminance(second)), reverse=True)
+    return (high + 0.05) / (low + 0.05)

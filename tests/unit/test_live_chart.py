@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import ipywidgets
 import numpy as np
 import pytest
-from run_views import make_view
+from run_views import contrast, make_view
 
 from dtkit._text import format_metrics
 from dtkit.events import GpuUse, LogBatch, RankStarted, StepBatch
 from dtkit.telemetry import RunState
+from dtkit.telemetry.curves import MAX_LINES
+from dtkit.views import live
 from dtkit.views.live import packed
 from dtkit.views.panel import WidgetDashboard
 
@@ -78,6 +82,16 @@ def test_gpus_have_charts_where_they_are_known(num_ranks: int) -> None:
     )
     assert [line[-1] for line in memory.lines.values()] == [2.0] * len(names)
     assert "busy" in format_metrics(state.view())
+
+
+def test_lines_in_the_browser_are_told_apart_on_light_and_dark_and_without_colour() -> None:
+    source = (Path(live.__file__).parent / "chart.js").read_text()
+    (colours,) = re.findall(r"const COLOURS = \[(.*?)\];", source)
+    (strokes,) = re.findall(r"const STROKES = \[(.*?)\];", source)
+    for colour in re.findall(r"#\w{6}", colours):
+        assert contrast(colour, "#FFFFFF") >= 3.0
+        assert contrast(colour, "#111111") >= 3.0
+    assert len(set(re.findall(r'"(.*?)"', strokes))) == colours.count("#") == MAX_LINES
 
 
 def test_a_long_run_is_sent_in_a_few_kilobytes() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from PIL import Image
-from run_views import make_empty_view, make_rank, make_view
+from run_views import contrast, make_empty_view, make_rank, make_view
 
 from dtkit import _text
 from dtkit.events import RankStarted, StepBatch, Total
@@ -348,18 +348,6 @@ def test_nothing_is_used_that_an_untrusted_notebook_strips(view: RunView) -> Non
     assert {name for name, _ in document.attributes} <= ATTRIBUTES
     assert not re.search(r"<svg|<script|<style|class=|javascript:|url\(", html)
     assert "nan" not in document.text.replace("NaN/∞", "").lower()
-
-
-def contrast(first: str, second: str) -> float:
-    """Return the ratio of two colours' luminances; source: WCAG 2.2, "contrast ratio"."""
-
-    def luminance(colour: str) -> float:
-        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    high, low = sorted((luminance(first), luminance(second)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
 
 
 def test_contrast_is_measured_rightly() -> None:

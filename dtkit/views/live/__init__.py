@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["LiveChart", "can_live", "packed"]
 
 _HERE = Path(__file__).parent
+_SCRIPTS = ("uPlot.iife.min.js", "keys.js", "chart.js")
 
 
 def can_live() -> bool:
@@ -84,7 +85,7 @@ def _widget_class() -> Any:
     from traitlets import Bytes, List, Unicode
 
     # uPlot's file makes a name for the script that follows it.
-    script = (_HERE / "uPlot.iife.min.js").read_text() + (_HERE / "chart.js").read_text()
+    script = "".join((_HERE / name).read_text() for name in _SCRIPTS)
 
     class Charts(AnyWidget):
         _esm = script

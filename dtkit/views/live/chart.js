@@ -2,6 +2,7 @@
 
 const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A6D00", "#767676", "#9E5FBF"];
 const DASHES = [[], [6, 3], [2, 2], [10, 3, 2, 3], [4, 4], [1, 3], [8, 2]];
+const STROKES = ["———", "– –", "···", "—·—", "- -", "∙ ∙", "— —"]; // the same, for the legend
 const PLOT_PX = 180; // the legend stands below
 
 function unpack(model) {
@@ -126,7 +127,8 @@ class Panel {
       const isExtra = hasSmooth && i === labels.length - 1;
       const colour = isLoss ? COLOURS[0] : isRate ? COLOURS[2] : COLOURS[i % COLOURS.length];
       return {
-        label, stroke: isExtra ? COLOURS[1] : colour,
+        label: labels.length > 1 && !isLoss && !isRate && !isExtra ? `${STROKES[i % STROKES.length]} ${label}` : label,
+        stroke: isExtra ? COLOURS[1] : colour,
         width: isExtra || (isLoss ? i === 1 : i === 0 || labels.length > 3) ? 2 : 0.8,
         alpha: isLoss && i === 0 ? 0.6 : 1,
         dash: isLoss || isRate || isExtra ? [] : DASHES[i % DASHES.length],
@@ -209,7 +211,6 @@ class Panel {
     const wanted = ranges[event.key];
     if (!wanted) return;
     event.preventDefault();
-    event.stopPropagation(); // a notebook has keys of its own
     const span = Math.min(wanted[1] - wanted[0], last - first);
     const start = Math.max(first, Math.min(wanted[0], last - span));
     this.range = span >= last - first ? null : [start, start + span];
@@ -231,7 +232,9 @@ function render({ model, el }) {
   watch.observe(root);
   take();
   model.send("drawn");
+  const giveBack = ownKeys(root);
   return () => {
+    giveBack();
     watch.disconnect();
     model.off("change:data", take);
   };

@@ -40,11 +40,6 @@ class Row {
     }
     this.box = this.makeBox(id);
     this.box.addEventListener("change", () => this.ask(this.ofBox()));
-    const keep = (event) => {
-      // A notebook has keys of its own, some of which are no letters: those with Ctrl are its.
-      if (!event.ctrlKey && !event.metaKey) event.stopPropagation();
-    };
-    for (const part of [this.slider, this.box]) part.addEventListener("keydown", keep);
     this.said = Object.assign(document.createElement("span"), { className: "said" });
     this.said.setAttribute("role", "status");
     root.append(label, this.slider, this.box, this.said);
@@ -126,7 +121,11 @@ function render({ model, el }) {
   const kinds = "change:rows change:effects change:is_on";
   model.on(kinds, draw);
   draw();
-  return () => model.off(kinds, draw);
+  const giveBack = ownKeys(root);
+  return () => {
+    giveBack();
+    model.off(kinds, draw);
+  };
 }
 
 export default { render };

@@ -69,7 +69,7 @@ def _widget_class() -> Any:
     from traitlets import Bool, Dict, List
 
     class Sliders(AnyWidget):
-        _esm = (_HERE / "sliders.js").read_text()
+        _esm = (_HERE / "keys.js").read_text() + (_HERE / "sliders.js").read_text()
         _css = (_HERE / "sliders.css").read_text()
         rows: Any = List().tag(sync=True)
         effects: Any = Dict().tag(sync=True)
