@@ -70,6 +70,7 @@ class FakeEngines:
 
     ranks = (0, 1, 2, 3)
     lost = ()
+    host_of = dict.fromkeys(range(8), "")
     is_closed = False
     broken = ""
 
