@@ -218,10 +218,10 @@ TASKS = {
     "start": Task(("start",), 3, _start),
     "rerun": Task(("rerun",), 3, _rerun),
     "empty": Task(("empty",), 3, _empty),
-    "lines": Task(("lines", "lines_mb"), 3, _lines),
-    "pull": Task(("pull",), 2, _pull),
-    "error": Task(("error", "error_end", "error_kept"), 2, _error),
-    "stop": Task(("stop", "stop_kept"), 2, _stop),
-    "stuck": Task(("stuck", "stuck_kept"), 2, _stuck),
+    "lines": Task(("lines", "lines_mb"), 1, _lines),
+    "pull": Task(("pull",), 1, _pull),
+    "error": Task(("error", "error_end", "error_kept"), 1, _error),
+    "stop": Task(("stop", "stop_kept"), 1, _stop),
+    "stuck": Task(("stuck", "stuck_kept"), 1, _stuck),
 }
 """By the name that `--only` takes. `step`, whose sides live at the same time, is beside them."""
