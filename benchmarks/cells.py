@@ -21,8 +21,9 @@ __all__ = [
     "training",
 ]
 
-Kind = Literal["ddp", "plain", "horovod"]
-"""How a loop is written: with DDP, for one device, or with Horovod's interface."""
+Kind = Literal["ddp", "plain", "horovod", "apart"]
+"""How a loop is written: with DDP, for one device, with Horovod's interface, or that without what
+averages gradients: each rank trains by itself."""
 NUM_RANKS = 2
 BATCH = 12
 """Of each rank: a step of 15 to 30 ms on a current CPU core."""
@@ -60,6 +61,9 @@ rank, barrier = hvd.rank(), hvd.barrier
 sampler = DistributedSampler(data, num_replicas=hvd.size(), rank=rank, shuffle=True)
 loader = DataLoader(data, batch_size={batch}, sampler=sampler)
 optimizer = torch.optim.SGD(model.parameters(), lr={lr}, momentum=0.9)
+"""
+
+_AVERAGING = """\
 optimizer = hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
 hvd.broadcast_parameters(model.state_dict(), root_rank=0)
 """
@@ -222,7 +226,8 @@ def _setup(kind: Kind, *, num_steps: int, lr: float = 0.01, width: int = 256) ->
     distributed = {
         "ddp": _JOIN + _DDP.format(batch=BATCH) + optimizer,
         "plain": _JOIN + _PLAIN.format(batch=BATCH) + optimizer,
-        "horovod": _HOROVOD.format(batch=BATCH, lr=lr),
+        "horovod": _HOROVOD.format(batch=BATCH, lr=lr) + _AVERAGING,
+        "apart": _HOROVOD.format(batch=BATCH, lr=lr),
     }
     return _SETUP.format(num_images=NUM_RANKS * BATCH * num_steps, width=width) + distributed[kind]
 
