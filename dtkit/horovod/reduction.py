@@ -13,7 +13,7 @@ from dtkit.horovod.adasum import adasum
 from dtkit.horovod.movement import Started, concatenated, split_like
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from dtkit.horovod.wire import Message
 
@@ -51,6 +51,7 @@ class AllReduce(Started):
         scales: factors before and after.
         outputs: where the results go; None: into new tensors.
         mark: told to all ranks along with it.
+        spent: which of the tensors may be written to, beside those that are outputs.
     """
 
     kind = "allreduce"
@@ -64,9 +65,11 @@ class AllReduce(Started):
         scales: tuple[float, float] = (1.0, 1.0),
         outputs: Sequence[torch.Tensor] | None = None,
         mark: Any = None,
+        spent: Collection[int] = (),
     ) -> None:
         super().__init__(group)
         self._tensors = [t.detach() for t in tensors]
+        self._spent = spent
         self._outputs = None if outputs is None else [o.detach() for o in outputs]
         self._op = op
         self._scales = scales
@@ -133,11 +136,13 @@ class AllReduce(Started):
             by_dtype.setdefault((tensor.dtype, tensor.device), []).append(i)
         for members in by_dtype.values():
             tensors = [self._tensors[i] for i in members]
-            is_own = self._outputs is not None and all(
-                self._outputs[i].data_ptr() == self._tensors[i].data_ptr() for i in members
-            )
-            buffer = concatenated(tensors, may_alias=is_own)
+            buffer = concatenated(tensors, may_alias=all(map(self._may_write_to, members)))
             self._buffers.append((members, scaled(buffer, self._factor_before(buffer))))
+
+    def _may_write_to(self, i: int) -> bool:
+        if i in self._spent or self._outputs is None:
+            return i in self._spent
+        return self._outputs[i].data_ptr() == self._tensors[i].data_ptr()
 
     def _factor_before(self, buffer: torch.Tensor) -> float:
         # Divided first: half precision may not hold the sum.

@@ -163,7 +163,8 @@ class Gradients:
         how, context = self._how, current()
         number = number_of(how.process_set)
         group = context.group_of(number)
-        ready, sparse, tensors = [], [], []
+        ready, sparse, spent = [], [], []
+        tensors: list[torch.Tensor] = []
         is_dense = how.sparse_as_dense or self.compressed is not None
         bucket.packed = []
         for i, slot in enumerate(bucket.slots):
@@ -176,11 +177,15 @@ class Gradients:
                 packed, ctx = dense(grad, slot.param, is_left_out=i in sparse), None
                 if self.compressed is None:
                     packed, ctx = how.compression.compress(packed)
+                if packed is grad and i in ready:  # the result takes its place
+                    spent.append(len(tensors))
                 tensors.append(packed)
                 bucket.packed.append((slot, ctx))
         mark = {"ready": ready, "sparse": sparse, "final": is_final}
         if self.compressed is None:
-            bucket.sent = AllReduce(tensors, how.op, group, scales=how.scales, mark=mark)
+            bucket.sent = AllReduce(
+                tensors, how.op, group, scales=how.scales, mark=mark, spent=spent
+            )
         else:
             bucket.sent = self.compressed.start(bucket.params(), tensors, group, mark)
         sending(bucket.sent.num_bytes_sent(), num_reduced_bytes(bucket.num_bytes, group.size()))
@@ -241,7 +246,7 @@ class Gradients:
             param.grad = grad.clone()
         elif param.grad.is_sparse:
             param.grad = grad.to_sparse(1)
-        else:
+        elif param.grad.data_ptr() != grad.data_ptr():
             param.grad.copy_(grad)
         slot.note_done()
 

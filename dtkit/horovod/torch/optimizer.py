@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["DistributedOptimizer"]
 
 Named = list[tuple[str, torch.Tensor]]
+_LARGE_BYTES = 1 << 20
+"""To copy so much into a buffer and out of it takes longer than to agree on one tensor more."""
 
 _STEP_AFTER_SYNCHRONIZE = (
     "optimizer.step() called without optimizer.skip_synchronize() context after "
@@ -286,14 +288,18 @@ def _even(named: Named, num_groups: int) -> list[Named]:
 
 
 def _by_size(named: Named) -> list[Named]:
+    """Lay small parameters together; a large one travels alone, as soon as it can, and uncopied."""
     limit = int(os.environ.get("HOROVOD_FUSION_THRESHOLD", BUCKET_BYTES))
     buckets: list[Named] = []
+    small: Named = []
     num_bytes = 0
     for name, param in named:
-        own = param.numel() * param.element_size()
-        if not buckets or num_bytes + own > limit:
-            buckets.append([])
-            num_bytes = 0
-        buckets[-1].append((name, param))
-        num_bytes += own
+        if param.nbytes >= _LARGE_BYTES:
+            buckets.append([(name, param)])
+            continue
+        if not small or num_bytes + param.nbytes > limit:
+            small, num_bytes = [], 0
+            buckets.append(small)
+        small.append((name, param))
+        num_bytes += param.nbytes
     return buckets
