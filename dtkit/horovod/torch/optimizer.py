@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import defaultdict
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dtkit.engine.reduce.buckets import BUCKET_BYTES
 from dtkit.horovod.engine import stand_back
 from dtkit.horovod.reduction import Op
 from dtkit.horovod.sets import ProcessSet, global_process_set
@@ -19,6 +16,7 @@ from dtkit.horovod.torch.adasum import DeltaMixin, unhooked
 from dtkit.horovod.torch.basics import size
 from dtkit.horovod.torch.compression import Compression, Compressor, Remembering
 from dtkit.horovod.torch.gradients import Gradients, HowToReduce
+from dtkit.horovod.torch.grouping import buckets_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,12 +24,9 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from dtkit.engine.reduce.memory import Memory
+    from dtkit.horovod.torch.grouping import Named
 
 __all__ = ["DistributedOptimizer"]
-
-Named = list[tuple[str, torch.Tensor]]
-_LARGE_BYTES = 1 << 20
-"""To copy so much into a buffer and out of it takes longer than to agree on one tensor more."""
 
 _STEP_AFTER_SYNCHRONIZE = (
     "optimizer.step() called without optimizer.skip_synchronize() context after "
@@ -214,7 +209,7 @@ def DistributedOptimizer(  # noqa: N802  Horovod's name
     gradients = None
     if size() > 1 and process_set.included():
         active = [(name, p) for name, p in named if p.requires_grad]
-        buckets = _buckets(active, num_groups if groups is None else groups)
+        buckets = buckets_of(active, num_groups if groups is None else groups)
         gradients = Gradients(buckets, how, passes)
     made.prepare(named, gradients, passes)
     return made
@@ -261,45 +256,3 @@ def _names(
         msg = f"named_parameters lacks {num_missing} of the optimizer's parameters"
         raise ValueError(msg)
     return [(by_id[id(p)], p) for p in params]
-
-
-def _buckets(named: Named, groups: int | Sequence[Sequence[torch.Tensor]]) -> list[Named]:
-    """Lay out the parameters, the last first: their gradients come first."""
-    if isinstance(groups, int):
-        if groups < 0:
-            msg = f"num_groups={groups}: it must not be negative"
-            raise ValueError(msg)
-        return _even(named[::-1], groups) if groups else _by_size(named[::-1])
-    given = [list(group) for group in groups]
-    names = {id(p): name for name, p in named}
-    chosen = [[(names[id(p)], p) for p in group if id(p) in names] for group in given]
-    seen = [id(p) for group in given for p in group]
-    if len(set(seen)) != len(seen):
-        msg = "groups: a parameter is in more than one group"
-        raise ValueError(msg)
-    rest = [(name, p) for name, p in named if id(p) not in set(seen)]
-    return [group for group in chosen if group] + _by_size(rest[::-1])
-
-
-def _even(named: Named, num_groups: int) -> list[Named]:
-    num = min(num_groups, len(named))
-    bounds = [len(named) * i // num for i in range(num + 1)] if num else []
-    return [named[a:b] for a, b in pairwise(bounds)]
-
-
-def _by_size(named: Named) -> list[Named]:
-    """Lay small parameters together; a large one travels alone, as soon as it can, and uncopied."""
-    limit = int(os.environ.get("HOROVOD_FUSION_THRESHOLD", BUCKET_BYTES))
-    buckets: list[Named] = []
-    small: Named = []
-    num_bytes = 0
-    for name, param in named:
-        if param.nbytes >= _LARGE_BYTES:
-            buckets.append([(name, param)])
-            continue
-        if not small or num_bytes + param.nbytes > limit:
-            small, num_bytes = [], 0
-            buckets.append(small)
-        small.append((name, param))
-        num_bytes += param.nbytes
-    return buckets
