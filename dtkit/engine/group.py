@@ -25,6 +25,7 @@ import torch.distributed.nn.functional
 from dtkit.engine import completion, memory, replicas, status, where
 from dtkit.engine.agent import agent, install
 from dtkit.engine.links import Links
+from dtkit.engine.living import Census
 from dtkit.engine.patches import replaced
 from dtkit.engine.shell import current_shell
 from dtkit.horovod import alias
@@ -191,12 +192,16 @@ def leave() -> None:
     group.links.close()
     # The last failed cell's frames hold it otherwise, with its threads and connections.
     memory.forget_last_error(getattr(sys, "last_value", None))
+    census = Census()
     if "torch.distributed.fsdp" in sys.modules:  # loading it takes a second
         from dtkit.engine.parallel.retirement import retire
 
-        owner.retired += retire()
-    owner.detached += replicas.detach()
+        owner.retired += retire(census)
+    owner.detached += replicas.detach(census)
+    del census  # it keeps alive what is about to end
     default = dist.group.WORLD
+    if owner.detached:  # the reducers end here, while their group is there
+        gc.collect()
     if dist.is_initialized():
         dist.destroy_process_group()
     # A DDP object that outlives its group deadlocks in its destructor unless the

@@ -7,39 +7,40 @@ destructor.
 
 from __future__ import annotations
 
-import gc
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from dtkit.engine.living import living
 from dtkit.engine.shell import current_shell
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from dtkit.engine.living import Census
 
 __all__ = ["attach", "detach", "names_of_replicas"]
 
 _HELD = ("process_group", "reducer", "logger")
 
 
-def detach() -> list[DistributedDataParallel]:
+def detach(census: Census) -> list[DistributedDataParallel]:
     """Take every DDP model of this process out of its group; return those of the whole group.
 
-    To be called while the group exists.
+    To be called while the group exists. Their reducers end with the next garbage collection.
+
+    Args:
+        census: of this process.
     """
     whole = []
-    for model in living(DistributedDataParallel):
+    for model in census.of(DistributedDataParallel):
         held = vars(model)
         # One whose constructor raised has nothing to be taken along.
         if "reducer" in held and held.get("process_group") is dist.group.WORLD:
             whole.append(model)
         for name in _HELD:
             held.pop(name, None)
-    # The reducers end here, while their group is there.
-    gc.collect()
     return whole
 
 

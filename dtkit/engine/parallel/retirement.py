@@ -14,12 +14,12 @@ from torch.distributed._composable_state import _module_state_mapping
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
-from dtkit.engine.living import living
 from dtkit.engine.parallel.layout import MARK
 from dtkit.engine.parallel.pieces import plain_class, strip
 from dtkit.engine.parallel.pipelining import Pipeline
 
 if TYPE_CHECKING:
+    from dtkit.engine.living import Census
     from dtkit.engine.parallel.layout import Layout
 
 __all__ = ["retire"]
@@ -27,24 +27,27 @@ __all__ = ["retire"]
 _GUARDED = "_dtkit_guarded"
 
 
-def retire() -> list[ref[nn.Module]]:
+def retire(census: Census) -> list[ref[nn.Module]]:
     """Take every model of this process out of its group; return those that `revive` takes.
 
     To be called while the group exists.
+
+    Args:
+        census: of this process.
     """
-    sharded: list[Any] = living(FSDPModule)  # modules, too, which their type does not tell
+    sharded: list[Any] = census.of(FSDPModule)  # modules, too, which their type does not tell
     for model in sharded:
         model.reshard()
     for model in sharded:
         model.__class__ = plain_class(model)
         strip(model.__dict__)
         _module_state_mapping.pop(model, None)  # it may be sharded again
-    found = [model for model in living(nn.Module) if MARK in model.__dict__]
+    found = [model for model in census.of(nn.Module) if MARK in model.__dict__]
     for model in found:
         _guard(model, model.__dict__[MARK])
-    for pipe in living(Pipeline):
+    for pipe in census.of(Pipeline):
         pipe.retire()
-    for mesh in living(DeviceMesh):
+    for mesh in census.of(DeviceMesh):
         mesh._pg_registry.clear()  # noqa: SLF001  its other facts are still wanted
     return [ref(model) for model in found]
 

@@ -7,8 +7,6 @@ from collections import defaultdict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from dtkit.horovod.engine import stand_back
 from dtkit.horovod.reduction import Op
 from dtkit.horovod.sets import ProcessSet, global_process_set
@@ -21,6 +19,7 @@ from dtkit.horovod.torch.grouping import buckets_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    import torch
     from torch.optim import Optimizer
 
     from dtkit.engine.reduce.memory import Memory
