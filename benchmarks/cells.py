@@ -21,9 +21,9 @@ __all__ = [
     "training",
 ]
 
-Kind = Literal["ddp", "plain", "horovod", "apart"]
-"""How a loop is written: with DDP, for one device, with Horovod's interface, or that without what
-averages gradients: each rank trains by itself."""
+Kind = Literal["ddp", "plain", "horovod", "barrier"]
+"""How a loop is written: with DDP, for one device, with Horovod's interface, or that with a barrier
+in each step in place of what averages gradients: no training in step can be quicker."""
 NUM_RANKS = 2
 BATCH = 12
 """Of each rank: a step of 15 to 30 ms on a current CPU core."""
@@ -66,6 +66,10 @@ optimizer = torch.optim.SGD(model.parameters(), lr={lr}, momentum=0.9)
 _AVERAGING = """\
 optimizer = hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
 hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+"""
+
+_WAITING = """\
+optimizer.register_step_pre_hook(lambda *_: dist.barrier())
 """
 
 _DDP = """\
@@ -227,7 +231,7 @@ def _setup(kind: Kind, *, num_steps: int, lr: float = 0.01, width: int = 256) ->
         "ddp": _JOIN + _DDP.format(batch=BATCH) + optimizer,
         "plain": _JOIN + _PLAIN.format(batch=BATCH) + optimizer,
         "horovod": _HOROVOD.format(batch=BATCH, lr=lr) + _AVERAGING,
-        "apart": _HOROVOD.format(batch=BATCH, lr=lr),
+        "barrier": _HOROVOD.format(batch=BATCH, lr=lr) + _WAITING,
     }
     return _SETUP.format(num_images=NUM_RANKS * BATCH * num_steps, width=width) + distributed[kind]
 
