@@ -68,15 +68,12 @@ def _measure(
         ours.wait()
         theirs.wait()
     mine, other = here.read(), there.read()
-    what = (
-        "of DistributedOptimizer"
-        if is_ours
-        else "that waits for the other rank and averages nothing"
-    )
+    what = "of DistributedOptimizer" if is_ours else "that waits for the other rank, and no more,"
+    reason = "negotiation in Python where Horovod's is in C++" if is_ours else "computing"
     result = compared(
         "horovod", f"step {what} / Horovod's, {size} parameters", mine, other,
         goal=_GOAL if is_ours else None, command="horovodrun --gloo -np 2 --network-interfaces lo",
-        held_back_by="negotiation in Python where Horovod's is in C++" if is_ours else "computing, and waiting",
+        held_back_by=reason,
     )  # fmt: skip
     if is_ours:
         if abs(mine.loss - other.loss) > _RELATIVE * abs(other.loss):
