@@ -17,7 +17,7 @@ __all__ = ["Named", "buckets_of"]
 
 Named = list[tuple[str, torch.Tensor]]
 """Parameters with their names."""
-_LARGE_BYTES = 1 << 20
+_LARGE_BYTES = 4 << 20
 """To copy so much into a buffer and out of it takes longer than to agree on one tensor more."""
 
 
