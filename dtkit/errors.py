@@ -12,8 +12,13 @@ DtkitError
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = [
     "CheckpointError",
@@ -26,6 +31,7 @@ __all__ = [
     "RankFailure",
     "StartError",
     "check_choice",
+    "did_you_mean",
 ]
 
 
@@ -140,6 +146,12 @@ class RankError(DtkitError):
 def _rank_list(ranks: list[int]) -> str:
     noun = "rank" if len(ranks) == 1 else "ranks"
     return f"{noun} {', '.join(map(str, sorted(ranks)))}"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return "did you mean NAME?" with the known name that is closest; empty if none is close."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]}?" if close else ""
 
 
 def check_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:

@@ -6,12 +6,11 @@ value is refused before it travels. Standard library only.
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dtkit.errors import InvalidInputError
+from dtkit.errors import InvalidInputError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -146,9 +145,8 @@ def settings(controls: Mapping[str, LiveControl], values: Mapping[str, Any]) -> 
     known = {"lr": _LR, **controls}
     for name in values:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            msg = f"the run has no control {name!r}; {hint}it has {', '.join(known)}"
+            hint = f"{did_you_mean(name, known)} it has {', '.join(known)}".lstrip()
+            msg = f"the run has no control {name!r}; {hint}"
             raise InvalidInputError(msg)
     if "lr" in values and LR_FACTOR.name in values and "lr" not in controls:
         msg = f"lr and {LR_FACTOR.name} set the same: give one of them"

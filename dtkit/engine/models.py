@@ -28,6 +28,7 @@ __all__ = [
     "sparse_parameters",
     "state_of",
     "uses_distributed",
+    "weight_ids",
 ]
 
 
@@ -37,6 +38,15 @@ BY_DDP = "its model is wrapped in DistributedDataParallel"
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     """Return an optimizer's parameters, in its order."""
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def weight_ids(value: object) -> set[int]:
+    """Return the ids of the parameters of a model or an optimizer; none of anything else."""
+    if isinstance(value, nn.Module):
+        return {id(param) for param in value.parameters()}
+    if isinstance(value, torch.optim.Optimizer):
+        return {id(param) for param in parameters_of(value)}
+    return set()
 
 
 def find_models(

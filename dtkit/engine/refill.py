@@ -20,8 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dtkit.engine import weights
 from dtkit.engine.agent import agent, install
-from dtkit.engine.living import living
-from dtkit.engine.parallel.layout import MARK
+from dtkit.engine.living import Census
+from dtkit.engine.models import weight_ids
+from dtkit.engine.parallel.layout import laid_out
 from dtkit.engine.shell import current_shell
 
 __all__ = ["accept", "equalize", "export"]
@@ -76,7 +77,7 @@ def equalize(names: list[str], donor: int) -> list[str]:
     done = []
     for name in sorted(names):
         value = current_shell().user_ns.get(name)
-        tensors = [] if _weights_of(value) & parts else _state_of(value)
+        tensors = [] if weight_ids(value) & parts else _state_of(value)
         if weights.are_alike(tensors, group) and tensors:
             weights.equalize(tensors, group, donor)
             done.append(name)
@@ -167,16 +168,7 @@ def _set_random(states: dict[str, Any]) -> None:
 
 def _held_in_parts() -> set[int]:
     """Return the ids of the weights of models that several ranks hold together."""
-    models = [model for model in living(torch.nn.Module) if MARK in vars(model)]
-    return {id(parameter) for model in models for parameter in model.parameters()}
-
-
-def _weights_of(value: Any) -> set[int]:
-    if isinstance(value, torch.nn.Module):
-        return {id(parameter) for parameter in value.parameters()}
-    if isinstance(value, torch.optim.Optimizer):
-        return {id(parameter) for group in value.param_groups for parameter in group["params"]}
-    return set()
+    return set().union(*map(weight_ids, laid_out(Census())))
 
 
 def _state_of(value: Any) -> list[torch.Tensor]:

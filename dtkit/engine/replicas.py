@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from dtkit.engine.models import weight_ids
 from dtkit.engine.shell import current_shell
 
 if TYPE_CHECKING:
@@ -61,12 +61,7 @@ def names_of_replicas() -> list[str]:
     theirs = {id(p) for model in models for p in model.parameters()}
     found = []
     for name, value in list(names.items()):
-        if isinstance(value, torch.nn.Module):
-            mine = {id(p) for p in value.parameters()}
-        elif isinstance(value, torch.optim.Optimizer):
-            mine = {id(p) for group in value.param_groups for p in group["params"]}
-        else:
-            continue
+        mine = weight_ids(value)
         if mine and mine <= theirs and not name.startswith("_"):
             found.append(name)
     return found

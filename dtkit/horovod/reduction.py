@@ -140,9 +140,10 @@ class AllReduce(Started):
             self._buffers.append((members, scaled(buffer, self._factor_before(buffer))))
 
     def _may_write_to(self, i: int) -> bool:
-        if i in self._spent or self._outputs is None:
-            return i in self._spent
-        return self._outputs[i].data_ptr() == self._tensors[i].data_ptr()
+        is_output = self._outputs is not None and (
+            self._outputs[i].data_ptr() == self._tensors[i].data_ptr()
+        )
+        return is_output or i in self._spent
 
     def _factor_before(self, buffer: torch.Tensor) -> float:
         # Divided first: half precision may not hold the sum.

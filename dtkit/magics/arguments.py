@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 import shlex
 from functools import wraps
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from IPython.core.error import UsageError
 
-from dtkit.errors import DtkitError, RankError
+from dtkit.errors import DtkitError, RankError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,8 +104,8 @@ class Parser(argparse.ArgumentParser):
     def _unknown(self, words: list[str]) -> str:
         options = self.options()
         text = f"unrecognized arguments: {' '.join(words)}"
-        close = difflib.get_close_matches(re.split(r"[ =]", words[0])[0], options, n=1)
-        return f"{text}; did you mean {close[0]}?" if close else text
+        hint = did_you_mean(re.split(r"[ =]", words[0])[0], options)
+        return f"{text}; {hint}" if hint else text
 
 
 def usage_errors(function: Callable[..., Any]) -> Callable[..., Any]:

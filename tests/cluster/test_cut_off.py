@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from leaving import SAY_WHEN_IT_TRAINS, leave_in_a_run
 from test_ssh import WAIT, wait_in_a_collective
 
 import dtkit
@@ -38,12 +37,8 @@ launch = Launch(
 )
 session = dtkit.Session.start(launch=launch, devices="cpu", runs_dir=runs_dir)
 run, steps = session.training(cell, name="lasting")
-said = False
-for _ in steps:
-    if run.view().step >= 3 and not said:
-        said = True
-        print("training", session.id, flush=True)
 """
+DRIVER += SAY_WHEN_IT_TRAINS
 CELL = """
 import torch
 
@@ -78,14 +73,7 @@ def session(hosts: SshHosts, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """A session whose first kernel was killed during a run, taken over by this one."""
     runs = tmp_path_factory.mktemp("runs")
     words = [str(hosts.python), str(hosts.config), str(runs), CELL]
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, *words], stdout=subprocess.PIPE, text=True
-    )
-    assert driver.stdout is not None
-    with driver, driver.stdout:
-        session_id = driver.stdout.readline().split()[1]
-        driver.kill()
-    opened, run, steps = dtkit.Session.attaching(session_id)
+    opened, run, steps = dtkit.Session.attaching(leave_in_a_run(DRIVER, *words))
     assert run is not None
     assert run.state == "running"
     run.requests.stop()

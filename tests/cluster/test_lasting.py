@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+from leaving import SAY_WHEN_IT_TRAINS, leave_in_a_run
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
 import dtkit
@@ -37,12 +36,8 @@ runs_dir, lease, cell = sys.argv[1:]
 session = dtkit.Session.start(2, runs_dir=runs_dir, lease=Lease(float(lease)))
 options = RunOptions(tensorboard="", timeline="")
 run, steps = session.training(cell, name="lasting", options=options)
-said = False
-for _ in steps:
-    if run.view().step >= 3 and not said:
-        said = True
-        print("training", session.id, flush=True)
 """
+DRIVER += SAY_WHEN_IT_TRAINS
 
 CELL = """
 import torch
@@ -73,14 +68,7 @@ class Left:
         self.flag = folder / "flag"
         self.runs = runs(folder)
         cell = CELL.format(flag=str(self.flag), if_there=if_there)
-        driver = subprocess.Popen(
-            [sys.executable, "-c", DRIVER, str(folder), str(lease), cell],
-            stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert driver.stdout is not None
-        with driver, driver.stdout:
-            self.id = driver.stdout.readline().split()[1]
-            driver.kill()
+        self.id = leave_in_a_run(DRIVER, str(folder), str(lease), cell)
 
     @property
     def record(self) -> SessionRecord:

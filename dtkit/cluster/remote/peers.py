@@ -35,7 +35,8 @@ def pairs_without_access() -> list[tuple[int, int]]:
             check=True,
         )  # fmt: skip
     except subprocess.CalledProcessError as error:
-        raise OSError(error.stderr.strip().splitlines()[-1:] or error) from error
+        said: list[str] = error.stderr.strip().splitlines()
+        raise OSError(said[-1] if said else str(error)) from error
     except subprocess.TimeoutExpired as error:
         raise OSError(str(error)) from error
     return [(a, b) for a, b in json.loads(done.stdout)]

@@ -7,7 +7,6 @@ if its kernel was killed, and while it goes on.
 
 from __future__ import annotations
 
-import difflib
 import heapq
 import json
 import shutil
@@ -21,7 +20,7 @@ import psutil
 from dtkit.driver.registry import current_session, last_run
 from dtkit.driver.runs.followed import replay_output
 from dtkit.driver.runs.run import Run
-from dtkit.errors import InvalidInputError
+from dtkit.errors import InvalidInputError, did_you_mean
 from dtkit.events import LogBatch, Note, RankEnded, StepBatch, decode
 from dtkit.guard.record import RankRun, find_records
 from dtkit.options import RunOptions
@@ -99,9 +98,8 @@ class Runs(Mapping[str, Run]):
     def _find(self, name: str) -> Path:
         names = [path.parent.name for path in self.folder.glob("*/run.json")]
         if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f"; did you mean {close[0]}?" if close else "; %dist_runs lists them"
-            msg = f"no run {name!r} in {self.folder}{hint}"
+            hint = did_you_mean(name, names) or "%dist_runs lists them"
+            msg = f"no run {name!r} in {self.folder}; {hint}"
             raise InvalidInputError(msg)
         return (self.folder / name).resolve()
 

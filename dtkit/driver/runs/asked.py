@@ -6,6 +6,7 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
+from dtkit.driver.runs.lines import GrowingLines
 from dtkit.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -41,9 +42,9 @@ class Asked:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / _NAME
+        path = folder / _NAME
         # A driver that takes a run over has no business with what the last one was asked.
-        self._offset = self._path.stat().st_size if self._path.exists() else 0
+        self._lines = GrowingLines(path, path.stat().st_size if path.exists() else 0)
         self._next_s = 0.0
 
     def new(self) -> list[dict[str, Any]]:  # Any: JSON, not yet looked at
@@ -52,15 +53,7 @@ class Asked:
         if now_s < self._next_s:
             return []
         self._next_s = now_s + _INTERVAL_S
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-        except OSError:  # nobody has asked
-            return []
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        return [found for line in whole.splitlines() if (found := _read(line))]
+        return [found for line in self._lines.new() if (found := _read(line))]
 
 
 def _read(line: bytes) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dtkit.cluster import Reply
+from dtkit.driver.runs.lines import GrowingLines
 from dtkit.events import RankEnded, decode
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _BRING_EVERY_S = 0.5
 def replay_output(run: Run) -> None:
     """Give a run back what its cell showed."""
     for rank in run.ranks:
-        for line in _Lines(_output_path(run.dir, rank)).new():
+        for line in GrowingLines(_output_path(run.dir, rank)).new():
             run.output.on_message(rank, _message(line))
 
 
@@ -80,38 +81,19 @@ class FollowedExecution:
 
 
 @dataclass(slots=True)
-class _Lines:
-    """The whole lines of a file that grows."""
-
-    path: Path
-    _offset: int = 0
-
-    def new(self) -> list[bytes]:
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-        except OSError:  # not begun yet
-            return []
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        return whole.splitlines()
-
-
-@dataclass(slots=True)
 class _RankFiles:
     """What one rank writes of a run: events, and what the cell shows."""
 
     folder: Path
     rank: int
-    _events: _Lines = field(init=False)
-    _output: _Lines = field(init=False)
+    _events: GrowingLines = field(init=False)
+    _output: GrowingLines = field(init=False)
     _error: dict[str, Any] = field(default_factory=dict)
     _state: str = ""
 
     def __post_init__(self) -> None:
-        self._events = _Lines(self.folder / f"rank-{self.rank}.jsonl")
-        self._output = _Lines(_output_path(self.folder, self.rank))
+        self._events = GrowingLines(self.folder / f"rank-{self.rank}.jsonl")
+        self._output = GrowingLines(_output_path(self.folder, self.rank))
 
     def read(self, on_message: Callable[[int, dict[str, Any]], None]) -> None:
         events = self._events.new()  # before the output, which is complete when they say the end

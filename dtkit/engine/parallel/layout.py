@@ -9,6 +9,7 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from dtkit.engine.agent import agent
 from dtkit.errors import InvalidInputError
@@ -17,9 +18,9 @@ from dtkit.strategy import Strategy
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from torch import nn
     from torch.distributed.device_mesh import DeviceMesh
 
+    from dtkit.engine.living import Census
     from dtkit.recipe import Recipe
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Layout",
     "current_run",
     "group_here",
+    "laid_out",
     "layout_of",
     "mark",
 ]
@@ -224,6 +226,11 @@ def mark(model: nn.Module, layout: Layout) -> None:
     run = current_run()
     if run is not None:
         run.arrange(layout)
+
+
+def laid_out(census: Census) -> list[nn.Module]:
+    """Return the models that are alive and that several ranks hold together."""
+    return [model for model in census.of(nn.Module) if MARK in vars(model)]
 
 
 def layout_of(models: Iterable[nn.Module]) -> Layout | None:

@@ -9,16 +9,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from torch import nn
 from torch.distributed._composable_state import _module_state_mapping
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
-from dtkit.engine.parallel.layout import MARK
+from dtkit.engine.parallel.layout import MARK, laid_out
 from dtkit.engine.parallel.pieces import plain_class, strip
 from dtkit.engine.parallel.pipelining import Pipeline
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from dtkit.engine.living import Census
     from dtkit.engine.parallel.layout import Layout
 
@@ -42,7 +43,7 @@ def retire(census: Census) -> list[ref[nn.Module]]:
         model.__class__ = plain_class(model)
         strip(model.__dict__)
         _module_state_mapping.pop(model, None)  # it may be sharded again
-    found = [model for model in census.of(nn.Module) if MARK in model.__dict__]
+    found = laid_out(census)
     for model in found:
         _guard(model, model.__dict__[MARK])
     for pipe in census.of(Pipeline):
