@@ -1,5 +1,6 @@
 """The driver's record of a run: events in, immutable views and history out."""
 
+from dtkit.telemetry._series import smoothed
 from dtkit.telemetry.curves import Curve
 from dtkit.telemetry.history import History
 from dtkit.telemetry.news import News
@@ -15,4 +16,5 @@ __all__ = [
     "RankView",
     "RunState",
     "RunView",
+    "smoothed",
 ]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 __all__ = ["WINDOW", "Arrivals", "RankSeries", "Rows", "Smoother", "binned", "decimate", "last",
-           "mean", "median", "rate_of", "share"]  # fmt: skip
+           "mean", "median", "rate_of", "share", "smoothed"]  # fmt: skip
 
 WINDOW = 8192
 """Steps kept per rank; a rank may fall this far behind before its row is merged without it."""
@@ -149,6 +149,11 @@ class Smoother:
                 self._weight = self._decay * self._weight + (1 - self._decay)
             out[i] = self.value
         return out
+
+
+def smoothed(values: Floats, decay: float) -> Floats:
+    """Return the exponential moving average of a series; what is not finite adds nothing."""
+    return Smoother(decay).extend(values)
 
 
 class Arrivals:

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Limits", "labels", "log_ticks", "step_end", "ticks"]
+__all__ = ["Limits", "labels", "log_ticks", "step_end", "step_range", "ticks"]
 
 _MIN_STEPS = 20
 _MIN_FILL = 0.35
@@ -63,6 +63,19 @@ def step_end(step: int, total_steps: int | None, *, is_over: bool) -> float:
     nice = (m * magnitude for m in (1, 2, 3, 5, 10))
     end = next(n for n in nice if n >= max(step, _MIN_STEPS))
     return float(min(end, total_steps) if total_steps and total_steps >= step else end)
+
+
+def step_range(
+    step: int, total_steps: int | None, part: float, *, is_over: bool
+) -> tuple[float, float]:
+    """Return from where to where the step axis goes: over all, or over the newest `part`."""
+    if part >= 1:
+        return 0.0, step_end(step, total_steps, is_over=is_over)
+    # In tenths of what is shown: it holds still while the curve grows through one.
+    unit = 10.0 ** max(0, math.floor(math.log10(max(step * part, 1))) - 1)
+    low = math.floor(step * (1 - part) / unit) * unit
+    high = step if is_over else math.ceil((step + 1) / unit) * unit
+    return low, float(max(high, low + 1))
 
 
 def ticks(low: float, high: float, num: int, *, is_integer: bool = False) -> list[float]:

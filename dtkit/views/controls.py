@@ -9,18 +9,18 @@ from dtkit._text import MAX_ROWS, OVER
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["CANNOT_CLICK", "Controls"]
+__all__ = ["CANNOT_CLICK", "Controls", "switch"]
 
 CANNOT_CLICK = "press ■ Interrupt to stop: this kernel serves no clicks while a cell runs"
 
 
 class Controls:
-    """Pause and Stop, which say what they wait for, and two switches of the view.
+    """Pause and Stop, which say what they wait for, and whether all ranks are shown.
 
     Args:
         on_stop: called when Stop is pressed.
         on_pause: called when Pause (True) or Resume (False) is pressed.
-        on_switch: called when the log scale or all ranks were switched on or off.
+        on_switch: called when all ranks were switched on or off.
         can_click: tells whether clicks are served now: if not, every button is disabled.
     """
 
@@ -37,11 +37,10 @@ class Controls:
         self._state = "starting"
         self._clicked_in = ""
         self._is_stopping = False
-        self.has_log_scale: bool = False
         self.has_all_ranks: bool = False
 
     def build(self, button: Any, layout: Any, num_ranks: int) -> None:
-        """Make the buttons `pause`, `stop`, `log_scale` and `all_ranks`.
+        """Make the buttons `pause`, `stop` and `all_ranks`.
 
         Args:
             button: ipywidgets' Button, Any because it has no annotations.
@@ -52,13 +51,11 @@ class Controls:
         small = {"width": "120px", "flex": "0 0 auto", "margin": "0 12px 0 0"}
         self.pause: Any = button(layout=layout(**wide))
         self.stop: Any = button(layout=layout(**wide))
-        self.log_scale: Any = button(layout=layout(**small))
         self.all_ranks: Any = button(layout=layout(**small))
         self._all = f"all {num_ranks} ranks"
         self.all_ranks.layout.display = None if num_ranks > MAX_ROWS else "none"
         self.pause.on_click(self._click_pause)
         self.stop.on_click(self._click_stop)
-        self.log_scale.on_click(self._click_log_scale)
         self.all_ranks.on_click(self._click_all_ranks)
 
     def show(self, state: str) -> None:
@@ -78,9 +75,7 @@ class Controls:
         self.stop.icon = "" if is_stopping else "stop"
         can_stop = not is_stopping and state not in OVER
         self._enable(self.stop, "end after the step; the model is kept", is_enabled=can_stop)
-        self.log_scale.description = _switch("log scale", is_on=self.has_log_scale)
-        self._enable(self.log_scale, "logarithmic axis for the loss", is_enabled=True)
-        self.all_ranks.description = _switch(self._all, is_on=self.has_all_ranks)
+        self.all_ranks.description = switch(self._all, is_on=self.has_all_ranks)
         self._enable(self.all_ranks, "show every rank", is_enabled=True)
 
     def _enable(self, button: Any, tooltip: str, *, is_enabled: bool) -> None:
@@ -98,16 +93,12 @@ class Controls:
         self.show(self._state)
         self._on_stop()
 
-    def _click_log_scale(self, _: object) -> None:
-        self.has_log_scale = not self.has_log_scale
-        self.show(self._state)
-        self._on_switch()
-
     def _click_all_ranks(self, _: object) -> None:
         self.has_all_ranks = not self.has_all_ranks
         self.show(self._state)
         self._on_switch()
 
 
-def _switch(name: str, *, is_on: bool) -> str:
+def switch(name: str, *, is_on: bool) -> str:
+    """Return what a button says that switches something on and off."""
     return f"☑ {name}" if is_on else f"☐ {name}"

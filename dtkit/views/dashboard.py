@@ -62,7 +62,7 @@ def make_dashboard(
     on_stop: Callable[[], None],
     on_pause: Callable[[bool], None],
     on_control: Callable[[str, Value], None] = lambda _name, _value: None,
-    curves: Callable[[], Mapping[str, Curve]] | None = None,
+    curves: Callable[[], Mapping[str, Curve]] = dict,
     ui: str = "auto",
     can_click: Callable[[], bool] | None = lambda: True,
 ) -> Dashboard:
@@ -72,7 +72,7 @@ def make_dashboard(
         on_stop: called when Stop is pressed, on the main thread or another; must only set flags.
         on_pause: the same for Pause (True) and Resume (False).
         on_control: called with a live control's name and its new value; must only set flags.
-        curves: returns all that can be drawn of the run, for charts in the browser.
+        curves: returns all that can be drawn of the run.
         ui: auto, live, widgets, html, text or off. auto asks the environment variable
             DTKIT_UI, then takes live (charts in the browser) in a notebook if anywidget is
             installed, widgets (charts as pictures) if it is not, and text elsewhere.
@@ -85,7 +85,7 @@ def make_dashboard(
     kind = os.environ.get("DTKIT_UI", "auto") if ui == "auto" else ui
     if kind == "auto":
         is_notebook = getattr(get_ipython(), "kernel", None) is not None
-        can_draw = curves is not None and can_click is not None and can_live()
+        can_draw = can_click is not None and can_live()
         kind = ("live" if can_draw else "widgets") if is_notebook else "text"
     if kind == "live" and not can_live():
         msg = "ui 'live' needs the package anywidget: pip install 'dtkit[live]'"
@@ -95,7 +95,8 @@ def make_dashboard(
             on_stop=on_stop,
             on_pause=on_pause,
             on_control=on_control,
-            curves=curves if kind == "live" else None,
+            curves=curves,
+            is_live=kind == "live",
             can_click=can_click or (lambda: False),
         )
     simple: dict[str, Callable[[], Dashboard]]

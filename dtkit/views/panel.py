@@ -55,7 +55,8 @@ class WidgetDashboard:
         on_stop: as in `make_dashboard`.
         on_pause: as in `make_dashboard`.
         on_control: as in `make_dashboard`.
-        curves: as in `make_dashboard`; None: the chart is a picture.
+        curves: as in `make_dashboard`.
+        is_live: whether the browser draws the charts, and the kernel no picture.
         can_click: as in `make_dashboard`.
         clock: seconds that pass.
         cpu_clock: seconds that this thread computed.
@@ -67,7 +68,8 @@ class WidgetDashboard:
         on_stop: Callable[[], None],
         on_pause: Callable[[bool], None],
         on_control: Callable[[str, Value], None] = lambda _name, _value: None,
-        curves: Callable[[], Mapping[str, Curve]] | None = None,
+        curves: Callable[[], Mapping[str, Curve]] = dict,
+        is_live: bool = False,
         can_click: Callable[[], bool] = lambda: True,
         clock: Clock = time.monotonic,
         cpu_clock: Clock = time.thread_time,
@@ -76,8 +78,9 @@ class WidgetDashboard:
         self._pace = Pace(_TEXT_INTERVAL_S, clock, cpu_clock, 0.01)
         self._slow_pace = Pace(_CHART_INTERVAL_S, clock, cpu_clock, 0.03)
         self._controls = Controls(on_stop, on_pause, self._slow_pace.hurry, can_click=can_click)
-        self._live = LiveChart(curves) if curves is not None else None
+        self._live = LiveChart(curves) if is_live else None
         self._steering = Steering(on_control, can_click=can_click)
+        self._curves, self._can_click = curves, can_click
         self._picture: PictureChart | None = None
         self._clock, self._begun_s = clock, clock()
         self._handle: DisplayHandle | None = None
@@ -117,7 +120,8 @@ class WidgetDashboard:
         self._is_over = True
         bundle: dict[str, object] = {}
         try:
-            bundle = summary_bundle(view, blocks, log_scale=self._controls.has_log_scale)
+            has_log_scale = self._picture is not None and self._picture.look.log_scale
+            bundle = summary_bundle(view, blocks, log_scale=has_log_scale)
             show_summary(self._handle, bundle)
         finally:
             if self._root is not None:
@@ -147,7 +151,6 @@ class WidgetDashboard:
         if self._live is None:
             self._show_picture()
         else:
-            controls.log_scale.layout.display = "none"  # it is chosen in the browser
             self._charts.children = (self._live.build(),)
         self._ranks, self._notes = w.HTML(), w.HTML()
         # A reversed column stays scrolled to its end while text is added to it; the
@@ -160,9 +163,8 @@ class WidgetDashboard:
             w.VBox([self._steering.build(is_live=self._live is not None)], layout=w.Layout(**pane)),
         ], layout=w.Layout(width="100%", margin="0"))  # fmt: skip
         first = w.HBox([self._state, controls.pause, controls.stop], layout=w.Layout(**line))
-        second = w.HBox([controls.log_scale, self._metrics], layout=w.Layout(**line))
         self._root = w.VBox(
-            [first, self._tiles, second, self._charts, self._tabs],
+            [first, self._tiles, self._metrics, self._charts, self._tabs],
             layout=w.Layout(width="740px", max_width="100%"),
         )
 
@@ -194,14 +196,13 @@ class WidgetDashboard:
             if not self._live.is_drawn and self._clock() - self._begun_s > _MUST_DRAW_WITHIN_S:
                 self._live = None
                 self._steering.use_buttons()
-                self._controls.log_scale.layout.display = None
                 self._show_picture()
         if self._picture is not None:
-            self._picture.draw(view, log_scale=self._controls.has_log_scale)
+            self._picture.draw(view)
 
     def _show_picture(self) -> None:
         before = self._charts.children
-        self._picture = PictureChart()
+        self._picture = PictureChart(self._curves, self._slow_pace.hurry, can_click=self._can_click)
         self._charts.children = (self._picture.build(),)
         for part in before:
             _close(part)

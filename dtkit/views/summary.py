@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dtkit._text import MAX_ROWS, OVER, summary_text
 from dtkit.views import render
 from dtkit.views.alt import alt_text
+from dtkit.views.look import Look
 from dtkit.views.staleness import staleness_bars
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def summary_bundle(
     """
     from dtkit.views.chart import Chart  # matplotlib takes half a second
 
-    png = Chart(_FINAL_DPI).render(view, log_scale=log_scale)
+    png = Chart(_FINAL_DPI).render(view, Look(log_scale=log_scale))
     return {
         "text/html": card(view, blocks, png),
         "image/png": base64.b64encode(png).decode(),

@@ -18,6 +18,7 @@ from run_views import make_empty_view, make_view
 from dtkit.views.alt import alt_text
 from dtkit.views.axis import Limits, labels, log_ticks, step_end, ticks
 from dtkit.views.chart import HEIGHT_PX, WIDTH_PX, Chart
+from dtkit.views.look import Look
 
 BLUE, GREEN, ALARM = (0x00, 0x72, 0xB2), (0x00, 0x9E, 0x73), (0xB3, 0x47, 0x00)
 MAX_BYTES = 40_000
@@ -68,7 +69,7 @@ def test_a_picture_does_not_depend_on_what_was_drawn_before() -> None:
     final = make_view(state="finished")
     chart = Chart()
     for num_steps in (1, 2, 50, 51, 180):
-        chart.render(make_view(num_steps=num_steps), log_scale=num_steps == 50)
+        chart.render(make_view(num_steps=num_steps), Look(log_scale=num_steps == 50))
     assert chart.render(final) == Chart().render(final)
 
 
@@ -93,7 +94,7 @@ def test_most_updates_need_no_layout() -> None:
 def test_log_scale_changes_the_loss_and_not_the_rate() -> None:
     chart = Chart()
     view = make_view()
-    linear, log = pixels(chart.render(view)), pixels(chart.render(view, log_scale=True))
+    linear, log = pixels(chart.render(view)), pixels(chart.render(view, Look(log_scale=True)))
     middle = WIDTH_PX // 2
     assert (linear[:, :middle] != log[:, :middle]).any()
     assert (linear[:, middle + 20 :] == log[:, middle + 20 :]).all()
@@ -103,9 +104,9 @@ def test_log_scale_changes_the_loss_and_not_the_rate() -> None:
 def test_log_scale_leaves_out_what_has_no_logarithm() -> None:
     loss = np.array([1.0, -1.0, 0.0, 10.0, 0.1])
     view = make_view(loss_step=np.arange(5.0), loss_raw=loss, loss_smooth=loss)
-    assert num_pixels(Chart().render(view, log_scale=True), BLUE) > 0
+    assert num_pixels(Chart().render(view, Look(log_scale=True)), BLUE) > 0
     view = dataclasses.replace(view, loss_raw=-np.abs(loss), loss_smooth=-np.abs(loss))
-    assert Chart().render(view, log_scale=True) == Chart().render(view)
+    assert Chart().render(view, Look(log_scale=True)) == Chart().render(view)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -130,7 +131,7 @@ def test_one_spike_does_not_flatten_the_curve() -> None:
     raw[100] = 1e6
     chart = Chart()
     chart.render(dataclasses.replace(view, loss_raw=raw))
-    assert chart._panels[0]._axes.get_ylim()[1] < 10
+    assert chart._plots[0]._axes.get_ylim()[1] < 10
 
 
 def test_the_users_own_style_does_not_reach_the_chart() -> None:
@@ -149,7 +150,8 @@ def test_the_users_own_style_does_not_reach_the_chart() -> None:
 def test_pyplot_is_never_loaded() -> None:
     code = (
         "import sys; from run_views import make_view; from dtkit.views.chart import Chart; "
-        "Chart().render(make_view(), log_scale=True); sys.exit('matplotlib.pyplot' in sys.modules)"
+        "from dtkit.views.look import Look; Chart().render(make_view(), Look(log_scale=True)); "
+        "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
 

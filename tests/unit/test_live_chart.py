@@ -117,6 +117,7 @@ def test_a_picture_takes_the_place_of_charts_that_nobody_draws(browser: str) -> 
         on_stop=lambda: None,
         on_pause=lambda _: None,
         curves=a_run(2, 40).curves,
+        is_live=True,
         clock=lambda: now_s[0],
         cpu_clock=lambda: 0.0,
     )

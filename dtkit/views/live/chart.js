@@ -4,6 +4,7 @@ const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A6D00", "#767676
 const DASHES = [[], [6, 3], [2, 2], [10, 3, 2, 3], [4, 4], [1, 3], [8, 2]];
 const STROKES = ["———", "– –", "···", "—·—", "- -", "∙ ∙", "— —"]; // the same, for the legend
 const PLOT_PX = 180; // the legend stands below
+const MARK_ROWS = [10, 22, 34]; // where words beside marks stand, in pixels from the top
 
 function unpack(model) {
   const view = model.get("data");
@@ -146,25 +147,30 @@ class Panel {
     };
   }
 
-  // Where something was changed by hand: a line across, and what it was.
+  // Where something was changed by hand: a line across, and what it was where there is room.
   mark(plot) {
     const { ctx, bbox } = plot, px = devicePixelRatio;
+    const right = bbox.left + bbox.width;
     ctx.save();
     ctx.strokeStyle = ctx.fillStyle = this.ink();
     ctx.lineWidth = px;
     ctx.font = `${10 * px}px system-ui, sans-serif`;
-    this.model.get("marks").forEach(([step, what], i) => {
+    ctx.setLineDash([4 * px, 2 * px]);
+    const ends = MARK_ROWS.map(() => -Infinity);
+    for (const [step, what] of this.model.get("marks")) {
       const x = plot.valToPos(step, "x", true);
-      if (!(x >= bbox.left && x <= bbox.left + bbox.width)) return;
-      ctx.setLineDash([4 * px, 2 * px]);
+      if (!(x >= bbox.left && x <= right)) continue;
       ctx.beginPath();
       ctx.moveTo(x, bbox.top);
       ctx.lineTo(x, bbox.top + bbox.height);
       ctx.stroke();
-      const isRight = x + ctx.measureText(what).width + 4 * px > bbox.left + bbox.width;
-      ctx.textAlign = isRight ? "right" : "left";
-      ctx.fillText(what, x + (isRight ? -3 : 3) * px, bbox.top + (10 + 12 * (i % 3)) * px);
-    });
+      const width = ctx.measureText(what).width;
+      const start = x + 4 * px + width <= right ? x + 4 * px : x - 4 * px - width;
+      const row = ends.findIndex((end) => start >= end);
+      if (row < 0) continue;
+      ends[row] = start + width + 4 * px;
+      ctx.fillText(what, start, bbox.top + MARK_ROWS[row] * px);
+    }
     ctx.restore();
   }
 
