@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,21 +26,8 @@ _SLACK_S = 2.0
 """How long a row is kept back for steps of other ranks that ended before it."""
 
 
-class Order(Protocol):
-    """Makes rows of steps that have come."""
-
-    step: int
-    """Of the newest row."""
-
-    def take(self) -> Floats:
-        """Return the rows that are new, (num_columns, num_rows); see `Rows`."""
-
-
-_STEP = attrgetter("step")
-
-
-class InStep:
-    """Ranks in step: a row for each step that all ranks have made.
+class Order:
+    """Makes rows of steps that have come.
 
     Args:
         ranks: the ranks.
@@ -48,8 +35,23 @@ class InStep:
     """
 
     def __init__(self, ranks: Sequence[RankSeries], smoother: Smoother) -> None:
-        self.step = 0
+        self.step: int = 0
+        """Of the newest row."""
         self._ranks, self._smooth = ranks, smoother
+
+    def take(self) -> Floats:
+        """Return the rows that are new, (num_columns, num_rows); see `Rows`."""
+        raise NotImplementedError
+
+
+_STEP = attrgetter("step")
+
+
+class InStep(Order):
+    """Ranks in step: a row for each step that all ranks have made."""
+
+    def __init__(self, ranks: Sequence[RankSeries], smoother: Smoother) -> None:
+        super().__init__(ranks, smoother)
         self._late = ranks[0]
         """Of the ranks that were waited for last, the one that was furthest behind."""
 
@@ -71,20 +73,15 @@ class InStep:
         return merge_steps(block, self._smooth)
 
 
-class InTime:
+class InTime(Order):
     """Ranks that make steps without each other: a row for each step of each, as they ended.
 
     So a row's samples over its time is what all ranks do together, and the loss over rows
     is that over all steps that were made.
-
-    Args:
-        ranks: the ranks.
-        smoother: continues the smoothed loss.
     """
 
     def __init__(self, ranks: Sequence[RankSeries], smoother: Smoother) -> None:
-        self.step = 0
-        self._ranks, self._smooth = ranks, smoother
+        super().__init__(ranks, smoother)
         self._taken = [0] * len(ranks)
         self._last_s = -np.inf
 
