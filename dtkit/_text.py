@@ -166,9 +166,9 @@ def peak_rank(view: RunView) -> str:
 
 def nonfinite_since(view: RunView) -> int | None:
     """Return the step from which on the loss is NaN or infinite; None when it is not."""
-    for num, value in enumerate(reversed(view.loss_raw.tolist())):
+    for num, value in enumerate(reversed(view.loss_curve.lines["raw"].tolist())):
         if math.isfinite(value):
-            return int(view.loss_step[-num]) if num >= _NUM_NONFINITE else None
+            return int(view.loss_curve.step[-num]) if num >= _NUM_NONFINITE else None
     return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from dtkit.events import STEP_COLUMNS
 from dtkit.telemetry._series import WINDOW, binned, decimate
 from dtkit.telemetry.news import ratio
-from dtkit.telemetry.view import MAX_POINTS
+from dtkit.telemetry.view import MAX_POINTS, Curve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,24 +20,23 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-__all__ = ["Curve", "curves_of"]
+__all__ = ["curves_of", "loss_curve", "rate_curve"]
 
 MAX_LINES = 7
 """Of more ranks than this, the slowest, the median and the fastest are drawn."""
 _RANK_POINTS = 300
 
 
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """One chart.
+def loss_curve(rows: Rows) -> Curve:
+    """Return the loss of merged steps, and what it is smoothed."""
+    keep = decimate(rows.num)
+    return Curve(rows["step"][keep], {"raw": rows["loss"][keep], "smoothed": rows["smooth"][keep]})
 
-    Attributes:
-        step: (num_points,) float64, at most `MAX_POINTS`.
-        lines: by label, (num_points,) float64 each; NaN where nothing is known.
-    """
 
-    step: Floats
-    lines: dict[str, Floats]
+def rate_curve(rows: Rows) -> Curve:
+    """Return samples/s of all ranks, and the slowest and the fastest rank's times their number."""
+    step, rate, low, high = binned(rows, MAX_POINTS // 2)
+    return Curve(step, {"all ranks": rate, "slowest": low, "fastest": high})
 
 
 def curves_of(
@@ -55,10 +53,9 @@ def curves_of(
     """
     keep = decimate(rows.num)
     step = rows["step"][keep]
-    rate = binned(rows, MAX_POINTS // 2)
     found = {
-        "loss": Curve(step, {"raw": rows["loss"][keep], "smoothed": rows["smooth"][keep]}),
-        "samples/s": Curve(rate[0], {"all ranks": rate[1], "slowest": rate[2], "fastest": rate[3]}),
+        "loss": loss_curve(rows),
+        "samples/s": rate_curve(rows),
         "ms of a step": Curve(
             step,
             {

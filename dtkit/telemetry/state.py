@@ -27,8 +27,6 @@ from dtkit.telemetry._series import (
     RankSeries,
     Rows,
     Smoother,
-    binned,
-    decimate,
     last,
     mean,
     median,
@@ -36,10 +34,10 @@ from dtkit.telemetry._series import (
     share,
 )
 from dtkit.telemetry.controls import ControlsState
-from dtkit.telemetry.curves import Curve, curves_of
+from dtkit.telemetry.curves import curves_of, loss_curve, rate_curve
 from dtkit.telemetry.history import History, history_of
 from dtkit.telemetry.news import News, metrics_within, newest, rows_from
-from dtkit.telemetry.view import MAX_POINTS, ControlChange, RunView
+from dtkit.telemetry.view import ControlChange, Curve, RunView
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -252,8 +250,6 @@ class RunState:
         tail = slice(-_RECENT_STEPS, None)
         step_ms = median(rows["step_ms"][tail])
         elapsed_s = (self._end_unix_s or time.time()) - self.start_unix_s
-        keep = decimate(rows.num)
-        rate = binned(rows, MAX_POINTS // 2)
         return RunView(
             name=self.name,
             state=self.state,
@@ -273,13 +269,8 @@ class RunState:
             peak_gib=max(r.peak_bytes for r in self._ranks.values()) / _GIB or math.nan,
             lr=last(rows["lr"]),
             metrics={name: newest(values) for name, values in self._logged.items()},
-            loss_step=rows["step"][keep],
-            loss_raw=rows["loss"][keep],
-            loss_smooth=rows["smooth"][keep],
-            rate_step=rate[0],
-            rate=rate[1],
-            rate_low=rate[2],
-            rate_high=rate[3],
+            loss_curve=loss_curve(rows),
+            rate_curve=rate_curve(rows),
             ranks=tuple(r.view() for r in self._ranks.values()),
             notes=tuple(self._notes),
             error=self.error,

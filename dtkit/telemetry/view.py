@@ -21,9 +21,22 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-__all__ = ["MAX_POINTS", "ControlChange", "ControlView", "RankView", "RunView"]
+__all__ = ["MAX_POINTS", "ControlChange", "ControlView", "Curve", "RankView", "RunView"]
 
 MAX_POINTS = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One chart.
+
+    Attributes:
+        step: (num_points,) float64, at most `MAX_POINTS`.
+        lines: by label, (num_points,) float64 each; NaN where nothing is known.
+    """
+
+    step: Floats
+    lines: dict[str, Floats]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +127,10 @@ class RunView:
     lr: float
     metrics: dict[str, float]
     """Newest value of everything given to `dtkit.log`, mean over ranks."""
-    loss_step: Floats
-    """(num_points,) step index of the loss points."""
-    loss_raw: Floats
-    loss_smooth: Floats
-    rate_step: Floats
-    """(num_points,) step index of the throughput points."""
-    rate: Floats
-    """Samples/s over all ranks."""
-    rate_low: Floats
-    """Slowest rank's samples/s times the number of ranks; the band's lower edge."""
-    rate_high: Floats
+    loss_curve: Curve
+    """Lines "raw" and "smoothed"."""
+    rate_curve: Curve
+    """Samples/s: lines "all ranks", and "slowest" and "fastest" rank times the number of ranks."""
     ranks: tuple[RankView, ...]
     notes: tuple[str, ...]
     """What dtkit did to the cell, or left alone and why."""

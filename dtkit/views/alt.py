@@ -48,18 +48,18 @@ def alt_text(
 
 
 def _of_loss(view: RunView) -> str:
-    loss = _last_finite(view.loss_smooth)
+    smooth = view.loss_curve.lines["smoothed"]
+    loss = _last_finite(smooth)
     if math.isnan(loss):
         return "Loss: not known yet."
-    path = f"from {format_loss(_first_finite(view.loss_smooth))} to {format_loss(loss)}"
+    path = f"from {format_loss(_first_finite(smooth))} to {format_loss(loss)}"
     return f"Loss over {view.step:,} steps: {path}, best {format_loss(view.best_loss)}."
 
 
 def _of_rate(view: RunView) -> str:
-    rate = _last_finite(view.rate)
+    rate, low, high = map(_last_finite, view.rate_curve.lines.values())
     if math.isnan(rate):
         return "Samples/s: not known yet."
-    low, high = _last_finite(view.rate_low), _last_finite(view.rate_high)
     band = f"between {format_rate(low)} and {format_rate(high)} by rank"
     return f"Samples/s: {format_rate(rate)}, {band}."
 

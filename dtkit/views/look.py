@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dtkit.telemetry import Curve
+from dtkit.views.render import BLUE, GREEN, PURPLE, VERMILION
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
 
-    from dtkit.telemetry.view import RunView
+    from dtkit.telemetry.view import Curve, RunView
 
 __all__ = ["COLOURS", "DASHES", "FIRST", "Look", "curves_in", "rows_of"]
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A6D00", "#767676", "#9E5FBF")
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, "#8A6D00", "#767676", "#9E5FBF")
 DASHES = ((), (6, 3), (2, 2), (10, 3, 2, 3), (4, 4), (1, 3), (8, 2))
 """In pixels; the browser's are in `live/chart.js`."""
 FIRST = ("loss", "samples/s")
@@ -46,9 +46,7 @@ class Look:
 
 def curves_in(view: RunView) -> dict[str, Curve]:
     """Return the two charts that a view has the numbers of."""
-    loss = {"raw": view.loss_raw, "smoothed": view.loss_smooth}
-    rate = {"all ranks": view.rate, "slowest": view.rate_low, "fastest": view.rate_high}
-    return dict(zip(FIRST, (Curve(view.loss_step, loss), Curve(view.rate_step, rate)), strict=True))
+    return dict(zip(FIRST, (view.loss_curve, view.rate_curve), strict=True))
 
 
 def rows_of(spans: Sequence[tuple[float, float]]) -> list[int | None]:

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
 import numpy as np
-from run_views import make_empty_view, make_rank, make_view
+from run_views import make_empty_view, make_rank, make_view, with_loss
 
 from dtkit.output import OutputBlock
 from dtkit.views import render
@@ -102,8 +102,8 @@ def every_view() -> list[RunView]:
         *(make_view(state=state) for state in STATES),
         *(make_view(num_ranks) for num_ranks in (1, 2, 9, 64)),
         make_view(ranks=slow, best_loss=0.1, state="failed", error="rank 3 is gone"),
-        make_view(loss_raw=np.full(200, math.nan)),
-        make_view(loss_raw=np.append(np.ones(195), np.full(5, math.nan))),
+        with_loss(make_view(), np.full(200, math.nan)),
+        with_loss(make_view(), np.append(np.ones(195), np.full(5, math.nan))),
         make_empty_view(1),
         make_empty_view(9),
     ]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dtkit.telemetry import RankView, RunView
+from dtkit.telemetry import Curve, RankView, RunView
 
 NUM_STEPS = 200
 
@@ -55,13 +55,10 @@ def make_view(num_ranks: int = 4, num_steps: int = NUM_STEPS, **changes: Any) ->
         peak_gib=9.25,
         lr=3e-4,
         metrics={"accuracy": 0.7132},
-        loss_step=step,
-        loss_raw=smooth * (1 + 0.1 * np.cos(7 * step)),
-        loss_smooth=smooth,
-        rate_step=step,
-        rate=5000 * wave,
-        rate_low=4600 * wave,
-        rate_high=5300 * wave,
+        loss_curve=Curve(step, {"raw": smooth * (1 + 0.1 * np.cos(7 * step)), "smoothed": smooth}),
+        rate_curve=Curve(
+            step, {"all ranks": 5000 * wave, "slowest": 4600 * wave, "fastest": 5300 * wave}
+        ),
         ranks=tuple(make_rank(rank) for rank in range(num_ranks)),
         notes=("1 model broadcast",),
         error=None,
@@ -69,14 +66,21 @@ def make_view(num_ranks: int = 4, num_steps: int = NUM_STEPS, **changes: Any) ->
     return dataclasses.replace(view, **changes)
 
 
+def with_loss(view: RunView, raw: Any, smoothed: Any = None) -> RunView:
+    """Return the run with another raw loss, and smoothed loss; a step each."""
+    smoothed = view.loss_curve.lines["smoothed"] if smoothed is None else smoothed
+    step = np.arange(1.0, len(raw) + 1)
+    return dataclasses.replace(view, loss_curve=Curve(step, {"raw": raw, "smoothed": smoothed}))
+
+
 def make_empty_view(num_ranks: int = 4) -> RunView:
     """Return a run before its first step: all that can be unknown is."""
     nan, none = math.nan, np.empty(0)
     numbers = ("loss", "best_loss", "samples_per_s", "step_ms", "data_share", "comm_share",
                "sent_bytes", "raw_bytes")  # fmt: skip
-    series = ("loss_step", "loss_raw", "loss_smooth", "rate_step", "rate", "rate_low", "rate_high")
     unknown: dict[str, Any] = dict.fromkeys((*numbers, "eta_s", "peak_gib", "lr"), nan)
-    unknown |= dict.fromkeys(series, none)
+    unknown["loss_curve"] = Curve(none, {"raw": none, "smoothed": none})
+    unknown["rate_curve"] = Curve(none, {"all ranks": none, "slowest": none, "fastest": none})
     times = dict.fromkeys(("step_ms", "data_ms", "comm_ms", "samples_per_s", "peak_gib"), nan)
     # As RunState has it: a rank without a step says 0 ms of computing.
     rank: dict[str, Any] = {

@@ -7,14 +7,14 @@ import io
 import math
 import subprocess
 import sys
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pytest
 from PIL import Image
-from run_views import make_empty_view, make_view
+from run_views import make_empty_view, make_view, with_loss
 
+from dtkit.telemetry import Curve
 from dtkit.views.alt import alt_text
 from dtkit.views.axis import Limits, labels, log_ticks, step_end, ticks
 from dtkit.views.chart import HEIGHT_PX, WIDTH_PX, Chart
@@ -48,11 +48,12 @@ def test_the_picture_has_its_size_and_a_white_ground(dpi: int, scale: int) -> No
 def test_even_noise_stays_small(dpi: int, state: str) -> None:
     random = np.random.default_rng(0)
     step = np.arange(1.0, 601)
-    noise: dict[str, Any] = {
-        name: random.normal(5000, 900, len(step))
-        for name in ("loss_raw", "loss_smooth", "rate", "rate_low", "rate_high")
-    }
-    view = make_view(state=state, step=600, loss_step=step, rate_step=step, **noise)
+    view = make_view(state=state, step=600)
+    loss, rate = (
+        Curve(step, {name: random.normal(5000, 900, len(step)) for name in curve.lines})
+        for curve in (view.loss_curve, view.rate_curve)
+    )
+    view = dataclasses.replace(view, loss_curve=loss, rate_curve=rate)
     assert len(Chart(dpi).render(view)) <= MAX_BYTES
 
 
@@ -103,9 +104,9 @@ def test_log_scale_changes_the_loss_and_not_the_rate() -> None:
 
 def test_log_scale_leaves_out_what_has_no_logarithm() -> None:
     loss = np.array([1.0, -1.0, 0.0, 10.0, 0.1])
-    view = make_view(loss_step=np.arange(5.0), loss_raw=loss, loss_smooth=loss)
+    view = with_loss(make_view(), loss, loss)
     assert num_pixels(Chart().render(view, Look(log_scale=True)), BLUE) > 0
-    view = dataclasses.replace(view, loss_raw=-np.abs(loss), loss_smooth=-np.abs(loss))
+    view = with_loss(view, -np.abs(loss), -np.abs(loss))
     assert Chart().render(view, Look(log_scale=True)) == Chart().render(view)
 
 
@@ -113,24 +114,24 @@ def test_log_scale_leaves_out_what_has_no_logarithm() -> None:
 def test_a_loss_that_is_no_number_is_said_in_the_picture(value: float) -> None:
     view = make_view()
     assert num_pixels(Chart().render(view), ALARM) == 0
-    raw = view.loss_raw.copy()
+    raw = view.loss_curve.lines["raw"].copy()
     raw[-5:] = value
-    assert num_pixels(Chart().render(dataclasses.replace(view, loss_raw=raw)), ALARM) > 50
+    assert num_pixels(Chart().render(with_loss(view, raw)), ALARM) > 50
 
 
 def test_single_steps_without_a_loss_are_no_alarm() -> None:
     view = make_view()
-    raw = view.loss_raw.copy()
+    raw = view.loss_curve.lines["raw"].copy()
     raw[1::2] = math.nan
-    assert num_pixels(Chart().render(dataclasses.replace(view, loss_raw=raw)), ALARM) == 0
+    assert num_pixels(Chart().render(with_loss(view, raw)), ALARM) == 0
 
 
 def test_one_spike_does_not_flatten_the_curve() -> None:
     view = make_view()
-    raw = view.loss_raw.copy()
+    raw = view.loss_curve.lines["raw"].copy()
     raw[100] = 1e6
     chart = Chart()
-    chart.render(dataclasses.replace(view, loss_raw=raw))
+    chart.render(with_loss(view, raw))
     assert chart._plots[0]._axes.get_ylim()[1] < 10
 
 
@@ -157,7 +158,7 @@ def test_pyplot_is_never_loaded() -> None:
 
 
 def test_alt_text_has_the_numbers() -> None:
-    text = alt_text(make_view(loss_smooth=np.array([3.0, 0.5]), best_loss=0.25))
+    text = alt_text(with_loss(make_view(best_loss=0.25), np.ones(2), np.array([3.0, 0.5])))
     assert "from 3.000 to 0.5000, best 0.2500" in text
     assert "200 steps" in text
     assert "between" in text

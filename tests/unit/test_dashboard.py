@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from displays import BLOCKS, WIDGET, Clock, Displayed, no_cost
 from IPython.core.interactiveshell import InteractiveShell
-from run_views import make_empty_view, make_view
+from run_views import make_empty_view, make_view, with_loss
 
 from dtkit.errors import InvalidInputError
 from dtkit.output import OutputBlock
@@ -192,7 +192,7 @@ def test_off_shows_nothing(outputs: Displayed, capsys: pytest.CaptureFixture[str
     dashboard = make("off")
     dashboard.start(make_view())
     dashboard.update(make_view(), ())
-    dashboard.finish(make_view(loss_raw=np.ones(200)), ())
+    dashboard.finish(with_loss(make_view(), np.ones(200)), ())
     assert not dashboard.is_due()
     assert len(outputs) == 0
     assert capsys.readouterr().out == ""

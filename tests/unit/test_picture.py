@@ -19,7 +19,7 @@ from dtkit.views import live as in_browser
 from dtkit.views.axis import step_range
 from dtkit.views.chart import Chart
 from dtkit.views.controls import CANNOT_CLICK
-from dtkit.views.look import COLOURS, DASHES, Look, rows_of
+from dtkit.views.look import COLOURS, DASHES, Look, curves_in, rows_of
 from dtkit.views.picture import PictureChart
 
 if TYPE_CHECKING:
@@ -32,11 +32,7 @@ ORANGE, GREEN = (0xD5, 0x5E, 0x00), (0x00, 0x9E, 0x73)
 def curves_of(view: RunView) -> dict[str, Curve]:
     """Return what `RunState.curves` would, for the view and two metrics."""
     return {
-        "loss": Curve(view.loss_step, {"raw": view.loss_raw, "smoothed": view.loss_smooth}),
-        "samples/s": Curve(
-            view.rate_step,
-            {"all ranks": view.rate, "slowest": view.rate_low, "fastest": view.rate_high},
-        ),
+        **curves_in(view),
         "ms of a step by rank": Curve(STEP, {f"rank {i}": 10.0 + i + 0 * STEP for i in range(7)}),
         "accuracy": Curve(STEP, {"accuracy": STEP / 200}),
     }

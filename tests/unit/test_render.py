@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from documents import BLOCKS, STATES, Document, rows_of
-from run_views import make_empty_view, make_rank, make_view
+from run_views import make_empty_view, make_rank, make_view, with_loss
 
 from dtkit import _text
 from dtkit.output import OutputBlock
@@ -126,9 +126,9 @@ def test_the_loss_is_compared_with_its_best() -> None:
 
 @pytest.mark.parametrize(("num_lost", "since"), [(0, None), (2, None), (3, 198), (200, None)])
 def test_a_loss_that_stays_nonfinite_is_said(num_lost: int, since: int | None) -> None:
-    raw = make_view().loss_raw.copy()
+    raw = make_view().loss_curve.lines["raw"].copy()
     raw[200 - num_lost :] = math.nan
-    view = make_view(loss_raw=raw)
+    view = with_loss(make_view(), raw)
     assert _text.nonfinite_since(view) == since
     assert ("✖ NaN/∞ since 198" in Document(render.tiles(view)).text) == (since is not None)
     assert ("✖ loss not finite since step 198" in _text.text_line(view)) == (since is not None)

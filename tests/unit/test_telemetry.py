@@ -62,11 +62,11 @@ def test_an_epochs_small_last_batch_is_no_slump_of_the_rate() -> None:
         for rank in range(2):
             state.handle(steps(rank, first, first + 13, samples=64.0))
             state.handle(steps(rank, first + 14, first + 14, samples=2.0))
-    view = state.view()
-    usual = view.rate[20:]
+    rate, low, high = state.view().rate_curve.lines.values()
+    usual = rate[20:]
     assert usual.min() > 0.8 * usual.max()
-    assert (view.rate_low <= view.rate).all()
-    assert (view.rate <= view.rate_high).all()
+    assert (low <= rate).all()
+    assert (rate <= high).all()
 
 
 def test_a_rank_without_samples_does_not_count() -> None:
@@ -118,8 +118,8 @@ def test_the_history_is_as_long_as_the_run_and_the_view_is_not() -> None:
     view, history = state.view(), state.history()
     assert history.num_steps == 5000
     np.testing.assert_allclose(history["loss"], 1 / np.arange(1, 5001))
-    assert len(view.loss_step) <= MAX_POINTS
-    assert view.loss_step[-1] == 5000
+    assert len(view.loss_curve.step) <= MAX_POINTS
+    assert view.loss_curve.step[-1] == 5000
 
 
 def test_times_and_shares_come_from_the_steps() -> None:
