@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["MAX_CHARS", "OutputBlock", "RankOutput", "merge_output"]
+__all__ = ["MAX_CHARS", "Display", "OutputBlock", "RankOutput", "merge_output"]
 
 MAX_CHARS = 200_000
 """Text kept per rank and cell; of more, the newest is kept and the cut is said."""
@@ -25,6 +25,15 @@ class OutputBlock:
 
     ranks: tuple[int, ...]
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Display:
+    """A rich output (figure, table) that exactly these ranks showed."""
+
+    ranks: tuple[int, ...]
+    data: dict[str, Any]  # by MIME type, as Jupyter sends it
+    metadata: dict[str, Any]
 
 
 class RankOutput:

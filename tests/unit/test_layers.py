@@ -45,6 +45,7 @@ BASE = (
 VIEW = (
     "dtkit.views.alt",
     "dtkit.views.axis",
+    "dtkit.views.celltext",
     "dtkit.views.chart",
     "dtkit.views.comparison",
     "dtkit.views.controls",
@@ -103,6 +104,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "dtkit.views.axis": ("matplotlib", *MAY_VIEW),
     "dtkit.views.chart": ("matplotlib", "PIL", *MAY_VIEW),
     "dtkit.views.comparison": ("matplotlib", *MAY_VIEW),
+    "dtkit.views.celltext": MAY_DISPLAY,
     "dtkit.views.controls": MAY_VIEW,
     "dtkit.views.gantt": ("matplotlib", "dtkit.trace", *MAY_VIEW),
     "dtkit.views.guarded": MAY_VIEW,
@@ -140,7 +142,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "dtkit.tensorboard",
         "dtkit.views.dashboard",
         "dtkit.views.guarded",
-        "dtkit.views.render",
+        "dtkit.views.celltext",
         "dtkit.views.trialboard",
         "IPython",
         "ipykernel",  # its version decides whether buttons are served

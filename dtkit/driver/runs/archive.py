@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from dtkit._text import OVER
 from dtkit.driver.registry import current_session, last_run
 from dtkit.driver.runs.followed import replay_output
 from dtkit.driver.runs.run import Run
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Runs", "load", "open_run", "read_facts", "runs"]
 
-_OVER = ("finished", "stopped", "failed")
 _CUT_SHORT = "the run has no end: its kernel or its engines were gone before it ended"
 
 
@@ -64,7 +64,7 @@ class Runs(Mapping[str, Run]):
     def newest_running(self) -> Run | None:
         """Return the newest run that goes on, whichever kernel drives it; None: there is none."""
         for facts in self.facts():
-            if _has_driver(facts) or (facts.state not in _OVER and _session_of(facts.dir)):
+            if _has_driver(facts) or (facts.state not in OVER and _session_of(facts.dir)):
                 return load(facts.dir)
         return None
 
@@ -198,7 +198,7 @@ def _session_of(folder: Path) -> str:
 
 def _has_driver(facts: RunFacts) -> bool:
     """Return whether the run is not over and the kernel that drives it is alive."""
-    if facts.state in _OVER:
+    if facts.state in OVER:
         return False
     try:
         process = psutil.Process(facts.driver["pid"])
@@ -209,7 +209,7 @@ def _has_driver(facts: RunFacts) -> bool:
 
 def _ending(facts: RunFacts, ended: dict[int, str]) -> tuple[str, str | None]:
     """Return how a run ended: as its kernel wrote it, else as its ranks did."""
-    if facts.state in _OVER:
+    if facts.state in OVER:
         return facts.state, facts.error
     states = set(ended.values())
     if len(ended) < len(facts.ranks):

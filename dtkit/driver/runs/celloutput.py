@@ -5,30 +5,20 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dtkit.events import decode
-from dtkit.output import OutputBlock, RankOutput, merge_output
+from dtkit.output import Display, OutputBlock, RankOutput, merge_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from dtkit.events import Event
 
-__all__ = ["CellOutput", "Display"]
+__all__ = ["CellOutput"]
 
 _MERGE_WAIT_S = 0.5
 """How long a display waits for the same one of other ranks before it is shown alone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Display:
-    """A rich output (figure, table) that exactly these ranks showed."""
-
-    ranks: tuple[int, ...]
-    data: dict[str, Any]
-    metadata: dict[str, Any]
 
 
 class CellOutput:
