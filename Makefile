@@ -65,9 +65,10 @@ docs: $(STAMP) ## build the documentation with the tutorials' outputs: build/sit
 	@for notebook in $(filter-out notebooks/09_two_hosts.ipynb,$(wildcard notebooks/*.ipynb)); do \
 		page=build/with_tutorials/tutorials/$$(basename $$notebook .ipynb).html; \
 		[ -z "$$(find $$notebook dtkit -newer $$page -name '*.*' 2>&1 | head -1)" ] \
-			|| $(BIN)/python tools/build_notebook.py $$notebook --output-dir $$(dirname $$page) || exit 1; \
+			|| $(BIN)/python tools/build_notebook.py $$notebook --site \
+				--run-in build/runs_of_tutorials --output-dir $$(dirname $$page) || exit 1; \
 	done
-	@$(BIN)/jupyter nbconvert --log-level WARN --to html notebooks/09_two_hosts.ipynb \
+	@$(BIN)/python tools/build_notebook.py notebooks/09_two_hosts.ipynb --site --as-it-is \
 		--output-dir build/with_tutorials/tutorials
 	@$(MAKE) --no-print-directory site
 
