@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.cells import NUM_RANKS
 from benchmarks.processes import BenchmarkError, Launched
-from benchmarks.step_time import NUM_WARM_BLOCKS, Files, compared
+from benchmarks.step_time import NUM_WARM_BLOCKS, Files, check_alike, compared
 from benchmarks.turns import alternate
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ __all__ = ["against_horovod"]
 _WIDTHS = {"0.29 M": 256, "5.2 M": 5000}
 """Width of the model by its number of parameters."""
 _GOAL = 1 / 1.3
-_RELATIVE = 1e-4
-"""By which the last losses may differ: sums are taken in another order."""
 _OURS = (
     sys.executable, "-c", "from dtkit.horovod.launch import main; raise SystemExit(main())",
     "-np", str(NUM_RANKS), "--hvd", "dtkit", sys.executable,
@@ -76,8 +74,6 @@ def _measure(
         held_back_by=reason,
     )  # fmt: skip
     if is_ours:
-        if abs(mine.loss - other.loss) > _RELATIVE * abs(other.loss):
-            msg = f"both sides must train alike: last loss {mine.loss} and {other.loss}"
-            raise BenchmarkError(msg)
+        check_alike(mine, other)
         result.details["last loss, ours and Horovod's"] = f"{mine.loss:.9g}, {other.loss:.9g}"
     return result

@@ -20,6 +20,7 @@ __all__ = [
     "Files",
     "against_ddp",
     "against_torchrun",
+    "check_alike",
     "compared",
     "with_profiler",
     "with_timeline",
@@ -27,6 +28,9 @@ __all__ = [
 
 BLOCK_STEPS = 40
 NUM_WARM_BLOCKS = 2
+_NUM_FIRST_STEPS = 10
+"""Of each run, not counted: they lay out the buckets, or come before the profiler's."""
+_RELATIVE = 1e-4
 START = "%load_ext dtkit\n%dist_init -n 2 --devices cpu"
 
 
@@ -64,7 +68,7 @@ def against_torchrun(settings: Settings) -> list[Result]:
 
 def against_ddp(settings: Settings) -> list[Result]:
     """Measure the step of a plain cell against that of a DDP cell, both without dashboard."""
-    plain, ddp = _two_cells(
+    plain, ddp = _runs_in_turns(
         settings, ("%%dist_train", "plain"), ("%%dist_train", "ddp"), settings.pick(30, 6)
     )
     return [
@@ -81,11 +85,11 @@ def against_ddp(settings: Settings) -> list[Result]:
 
 def with_timeline(settings: Settings) -> list[Result]:
     """Measure the step of a plain cell with its timeline recorded against one without."""
-    traced, bare = _two_cells(
+    traced, bare = _runs_in_turns(
         settings,
         ("%%dist_train --timeline", "plain"),
         ("%%dist_train", "plain"),
-        settings.pick(30, 6),
+        settings.pick(40, 6),
     )
     return [
         compared(
@@ -98,13 +102,11 @@ def with_timeline(settings: Settings) -> list[Result]:
 
 def with_profiler(settings: Settings) -> list[Result]:
     """Measure a step that torch's profiler records against one without."""
-    num_blocks = settings.pick(10, 4)
-    num_steps = (num_blocks + NUM_WARM_BLOCKS) * BLOCK_STEPS
-    profiled, bare = _two_cells(
+    profiled, bare = _runs_in_turns(
         settings,
-        (f"%%dist_train --profile {num_steps}", "plain"),
+        (f"%%dist_train --profile {BLOCK_STEPS}", "plain"),
         ("%%dist_train", "plain"),
-        num_blocks,
+        settings.pick(10, 4),
     )
     return [
         compared(
@@ -115,23 +117,37 @@ def with_profiler(settings: Settings) -> list[Result]:
     ]  # fmt: skip
 
 
-def _two_cells(
-    settings: Settings, ours: tuple[str, Kind], theirs: tuple[str, Kind], num_blocks: int
+def _runs_in_turns(
+    settings: Settings, ours: tuple[str, Kind], theirs: tuple[str, Kind], num_rounds: int
 ) -> tuple[Timed, Timed]:
-    """Train two cells, each given by its magic's line and its kind, in two sessions in turns."""
-    num_blocks += NUM_WARM_BLOCKS
-    here, there = (Files(settings.folder / name, num_blocks) for name in ("ours", "theirs"))
-    with (
-        Notebook(here.folder, DTKIT_UI="off") as one,
-        Notebook(there.folder, DTKIT_UI="off") as other,
-    ):
-        for notebook, (magic, kind), files in ((one, ours, here), (other, theirs, there)):
-            notebook.run(START)
-            notebook.begin(f"{magic}\n{files.script(kind)}")
-        alternate([(one, here.baton), (other, there.baton)], num_blocks)
-        one.wait()
-        other.wait()
-    return here.read(), there.read()
+    """Train two cells, each given by its magic's line and its kind, in turns in one session.
+
+    Not in two: they differ by up to 15 % as long as they live, whatever they compute.
+    """
+    out = settings.folder / "times.json"
+    timed: tuple[list[Timed], list[Timed]] = ([], [])
+    with Notebook(settings.folder, DTKIT_UI="off") as notebook:
+        notebook.run(START)
+        for i in range(num_rounds + 1):
+            for side in (0, 1) if i % 2 else (1, 0):
+                magic, kind = (ours, theirs)[side]
+                num_steps = _NUM_FIRST_STEPS + BLOCK_STEPS
+                cell = training(kind, num_blocks=1, block_steps=num_steps, out=out)
+                notebook.run(f"{magic}\n{cell}")
+                if i:  # the first run of each loads what it needs
+                    timed[side].append(
+                        Timed.read(out, num_warm_blocks=0, num_warm_steps=_NUM_FIRST_STEPS)
+                    )
+    mine, other = (Timed.joined(blocks) for blocks in timed)
+    check_alike(mine, other)
+    return mine, other
+
+
+def check_alike(ours: Timed, theirs: Timed) -> None:
+    """Raise BenchmarkError if the last losses differ by more than a sum in another order does."""
+    if abs(ours.loss - theirs.loss) > _RELATIVE * abs(theirs.loss):
+        msg = f"both sides must train alike: last loss {ours.loss} and {theirs.loss}"
+        raise BenchmarkError(msg)
 
 
 class Files:

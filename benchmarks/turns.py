@@ -99,14 +99,23 @@ class Timed:
         return sum(len(block) for block in self.blocks_s)
 
     @classmethod
-    def read(cls, path: Path, *, num_warm_blocks: int) -> Timed:
+    def read(cls, path: Path, *, num_warm_blocks: int, num_warm_steps: int = WARM_STEPS) -> Timed:
         """Read what the cell wrote."""
         facts: dict[str, Any] = json.loads(path.read_text())
         blocks = facts["times_s"][num_warm_blocks:]
         return cls(
-            tuple(tuple(block[WARM_STEPS:]) for block in blocks),
+            tuple(tuple(block[num_warm_steps:]) for block in blocks),
             tuple(facts["cpu_s"][num_warm_blocks:]),
             facts["loss"],
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Timed]) -> Timed:
+        """Return the blocks of several runs as if they were one's; the loss is the last one's."""
+        return cls(
+            tuple(block for part in parts for block in part.blocks_s),
+            tuple(cpu_s for part in parts for cpu_s in part.cpu_s),
+            parts[-1].loss,
         )
 
 

@@ -122,11 +122,20 @@ def no_leaked_process(owned_pids: set[int]) -> Iterator[None]:
     before = set(_children())
     yield
     new = [p for p in _children() if p not in before and not _is_owned(p, owned_pids)]
-    _, leaked = psutil.wait_procs(new, timeout=GRACE_S)
+    _, left = psutil.wait_procs(new, timeout=GRACE_S)
+    leaked = [process for process in left if _runs(process)]
     commands = [_command(process) for process in leaked]
     for process in leaked:
         process.kill()
     assert not leaked, f"processes left running: {', '.join(commands)}"
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether a process has not ended; one whose parent has gone may wait for init to note it."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _children() -> list[psutil.Process]:

@@ -34,9 +34,18 @@ class Boundary:
         self._note = note
         self._is_free = is_free
 
-    def halt(self, ranks: Ranks, action: str) -> None:
-        """Let ranks reach the same boundary, and `stop` or `pause` there."""
-        self._release(self._hold(ranks), ranks, action)
+    def halt(self, ranks: Ranks, action: str) -> bool:
+        """Let ranks reach the same boundary, and `stop` or `pause` there.
+
+        Returns:
+            Whether that was done. If not, a rank has not said in time where it is, and might be
+            past the boundary at which the others would halt: they are held; ask again.
+        """
+        answers = self._hold(ranks)
+        if self._mute(ranks, answers) and not self._is_free:
+            return False
+        self._release(answers, ranks, action)
+        return True
 
     def resume(self, ranks: Ranks) -> None:
         """Let ranks that were paused go on."""
@@ -48,8 +57,8 @@ class Boundary:
         Nobody waits there for anybody: who comes to it has been told by then.
         """
         answers = self._hold(ranks)
-        mute = [r for r in ranks if r not in answers and r not in self._engines.lost]
-        # A rank that does not answer might be past the boundary that the others take them at.
+        mute = self._mute(ranks, answers)
+        # As in `halt`; but a run must not be held up for the sake of a slider.
         change = None if mute else {"number": time.time_ns(), "values": values}
         self._release(answers, ranks, "pause" if is_paused else "run", change)
         if mute:
@@ -58,6 +67,9 @@ class Boundary:
 
     def _hold(self, ranks: Ranks) -> dict[int, dict[str, Any]]:  # Any: JSON
         return self._engines.control("hold", ranks=ranks, timeout_s=_TIMEOUT_S)
+
+    def _mute(self, ranks: Ranks, answers: dict[int, dict[str, Any]]) -> list[int]:
+        return [r for r in ranks if r not in answers and r not in self._engines.lost]
 
     def _release(
         self,
@@ -69,6 +81,6 @@ class Boundary:
         """Let ranks go on to the last boundary that one of them has not passed."""
         boundaries = [a["next_boundary"] for a in answers.values() if "next_boundary" in a]
         until = 0 if self._is_free else max(boundaries, default=0)
-        # To those that did not answer, too: they are held when they come to it.
+        # To those that did not answer, too: they would be held when they come to it.
         request = {"until": until, "action": action, "change": change}
         self._engines.control("release", request, ranks=ranks, timeout_s=_TIMEOUT_S)

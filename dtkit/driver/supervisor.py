@@ -76,6 +76,8 @@ class Supervisor:
         self.phase: str = "running"
         """running, pausing, paused, stopping or interrupting."""
         self._is_cut = False
+        self._is_halted = False
+        """Whether the ranks know where to stop."""
         self._released: set[int] = set()
         """Ranks whose collectives were cut before they had failed by themselves."""
         self.places: dict[int, dict[str, Any]] = {}
@@ -178,13 +180,12 @@ class Supervisor:
             self._free(running)
         elif self._requests.is_stop:
             self._stop(running)
-        elif self._requests.is_pause and self.phase == "running":
-            self._boundary.halt(running, "pause")
-            self.phase = "paused"
+        elif self._requests.is_pause and self.phase in ("running", "pausing"):
+            self.phase = "paused" if self._boundary.halt(running, "pause") else "pausing"
         elif self._requests.changes and self._has_steps:
             values = self._requests.changes.popleft()
             self._boundary.change(running, values, is_paused=self.phase == "paused")
-        elif not self._requests.is_pause and self.phase == "paused":
+        elif not self._requests.is_pause and self.phase in ("pausing", "paused"):
             self._boundary.resume(running)
             self.phase = "running"
 
@@ -201,13 +202,14 @@ class Supervisor:
         return time.monotonic() - self._failed_s >= _GRACE_S
 
     def _stop(self, ranks: tuple[int, ...]) -> None:
-        if self.phase == "stopping":
+        if self._is_halted:
             return
+        self.phase = "stopping"
         if self._has_steps:
-            self._boundary.halt(ranks, "stop")
+            self._is_halted = self._boundary.halt(ranks, "stop")
         else:
             self._interrupt(ranks)
-        self.phase = "stopping"
+            self._is_halted = True
 
     def _ring_soon(self) -> None:
         timer = threading.Timer(_GRACE_S, self._requests.alarm.ring)

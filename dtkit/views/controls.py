@@ -84,14 +84,15 @@ class Controls:
         button.tooltip = tooltip if can_click else CANNOT_CLICK
 
     def _click_pause(self, _: object) -> None:
+        # Asked for before it is shown: another thread may be drawing, and fail this one.
+        self._on_pause(self._state != "paused")
         self._clicked_in = self._state
         self.show(self._state)
-        self._on_pause(self._state != "paused")
 
     def _click_stop(self, _: object) -> None:
+        self._on_stop()
         self._is_stopping = True
         self.show(self._state)
-        self._on_stop()
 
     def _click_all_ranks(self, _: object) -> None:
         self.has_all_ranks = not self.has_all_ranks

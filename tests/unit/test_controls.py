@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import Any
 
@@ -124,15 +125,14 @@ class Ranks:
 
     def _train(self, rank: int) -> None:
         control = self.controls[rank]
-        try:
+        # A rank that waits for one that has stopped waits in vain, and is seen not to end.
+        with contextlib.suppress(RunStopped, threading.BrokenBarrierError):
             while True:
                 control.boundary()
                 self._together.wait(10)  # a step is a collective
                 control.stepped()
                 with self.at_step:
                     self.at_step.notify_all()
-        except (RunStopped, threading.BrokenBarrierError):
-            self._together.abort()
 
     def control(
         self, operation: str, content: Any = None, *, ranks: tuple[int, ...], timeout_s: float
@@ -183,6 +183,25 @@ def test_a_paused_run_takes_a_change_and_stays_paused() -> None:
     boundary.resume(EVERYONE)
     ranks.wait(lambda: ranks.controls[0].num_steps > min(steps))
     ranks.end()
+
+
+def test_nobody_stops_while_a_rank_does_not_say_where_it_is() -> None:
+    ranks = Ranks(3)
+    boundary = Boundary(ranks, print, is_free=False)  # type: ignore[arg-type]
+    # Rank 1 is past a boundary at which the others are held when they hear of the stop.
+    ranks.controls[1].answer({"operation": "hold"})
+    ranks.wait(lambda: ranks.controls[1].num_steps)
+    ranks.mute = (1,)
+    assert not boundary.halt(EVERYONE, "stop")
+    assert not boundary.halt(EVERYONE, "stop")
+    assert all(thread.is_alive() for thread in ranks._threads)
+    ranks.mute = ()
+    for rank, request in ranks.late:
+        ranks.controls[rank].answer(request)
+    assert boundary.halt(EVERYONE, "stop")
+    for thread in ranks._threads:
+        thread.join(10)
+    assert len({control.num_steps for control in ranks.controls}) == 1
 
 
 def test_nothing_is_changed_while_a_rank_does_not_answer() -> None:
