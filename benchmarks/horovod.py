@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.cells import NUM_RANKS
 from benchmarks.processes import BenchmarkError, Launched
-from benchmarks.step_time import NUM_WARM_BLOCKS, Files, check_alike, compared
+from benchmarks.step_time import NUM_WARM_BLOCKS, WIDTHS, Files, check_alike, compared
 from benchmarks.turns import alternate
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["against_horovod"]
 
-_WIDTHS = {"0.29 M": 256, "5.2 M": 5000}
-"""Width of the model by its number of parameters."""
 _GOAL = 1 / 1.3
 _OURS = (
     sys.executable, "-c", "from dtkit.horovod.launch import main; raise SystemExit(main())",
@@ -45,7 +43,7 @@ def against_horovod(settings: Settings) -> list[Result]:
     )  # fmt: skip
     return [
         _measure(settings, size, width, theirs, kind)
-        for size, width in _WIDTHS.items()
+        for size, width in WIDTHS.items()
         for kind in ("horovod", "barrier")
     ]  # fmt: skip
 

@@ -31,8 +31,8 @@ WIDTHS = (1024, 2048, 2048, 1024)
 """Of a multilayer perceptron with 8.4 million parameters: little to compute, much to send."""
 RATES_MBIT_PER_S = (100.0, 1000.0)
 WARM_STEPS = 6
-TOPK_WARM_STEPS = 210
-"""More is sent in top-k's first 200 steps: see `compressors.topk`."""
+LONG_WARM_STEPS = 210
+"""`topk` and `sign` send more in their first 200 steps: see `compressors._momentum`."""
 
 
 def main(method: str, out: Path, *, is_quick: bool) -> None:
@@ -55,7 +55,7 @@ def main(method: str, out: Path, *, is_quick: bool) -> None:
         model(inputs).square().mean().backward()
         optimizer.step()
 
-    for _ in range(TOPK_WARM_STEPS if method.startswith("topk") else WARM_STEPS):
+    for _ in range(LONG_WARM_STEPS if method.startswith(("topk", "sign")) else WARM_STEPS):
         step()
     times_s = {}
     for rate in RATES_MBIT_PER_S:
@@ -86,7 +86,7 @@ def _cpu_ms_per_mb(method: str, world_size: int) -> float:
     compressor = make_compressor(Compression.parse(name), layout)
     if compressor is None:
         return 0.0
-    compressor.load([{"num_passes": TOPK_WARM_STEPS}])
+    compressor.load([{"num_passes": LONG_WARM_STEPS}])
     grads, times_s = torch.randn(layout.num_elements), []
     for _ in range(15):
         begun_s = time.process_time()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NUM_WARM_BLOCKS",
+    "WIDTHS",
     "Files",
     "against_ddp",
     "against_torchrun",
@@ -28,6 +29,8 @@ __all__ = [
 
 BLOCK_STEPS = 40
 NUM_WARM_BLOCKS = 2
+WIDTHS = {"0.29 M": 256, "5.2 M": 5000}
+"""Width of the model by its number of parameters."""
 _NUM_FIRST_STEPS = 10
 """Of each run, not counted: they lay out the buckets, or come before the profiler's."""
 _RELATIVE = 1e-4
@@ -68,19 +71,22 @@ def against_torchrun(settings: Settings) -> list[Result]:
 
 def against_ddp(settings: Settings) -> list[Result]:
     """Measure the step of a plain cell against that of a DDP cell, both without dashboard."""
-    plain, ddp = _runs_in_turns(
-        settings, ("%%dist_train", "plain"), ("%%dist_train", "ddp"), settings.pick(30, 6)
-    )
-    return [
-        compared(
-            "plain", "step of a plain cell made data parallel / of the same cell written with DDP",
-            plain, ddp, goal=1.03, command="%%dist_train with DDP, dashboard off",
-            held_back_by=(
-                "hooks in Python for every parameter and a copy into and out of the bucket, "
-                "where DDP keeps gradients as views of it"
-            ),
-        )
-    ]  # fmt: skip
+    results = []
+    for size, width in WIDTHS.items():
+        plain, ddp = _runs_in_turns(
+            settings, ("%%dist_train", "plain"), ("%%dist_train", "ddp"),
+            settings.pick(30, 6), width,
+        )  # fmt: skip
+        results.append(
+            compared(
+                "plain",
+                "step of a plain cell made data parallel / of the same cell written with DDP, "
+                f"{size} parameters",
+                plain, ddp, goal=1.03, command="%%dist_train with DDP, dashboard off",
+                held_back_by="hooks in Python for every parameter, where DDP's are in C++",
+            )
+        )  # fmt: skip
+    return results
 
 
 def with_timeline(settings: Settings) -> list[Result]:
@@ -118,7 +124,11 @@ def with_profiler(settings: Settings) -> list[Result]:
 
 
 def _runs_in_turns(
-    settings: Settings, ours: tuple[str, Kind], theirs: tuple[str, Kind], num_rounds: int
+    settings: Settings,
+    ours: tuple[str, Kind],
+    theirs: tuple[str, Kind],
+    num_rounds: int,
+    width: int = 256,
 ) -> tuple[Timed, Timed]:
     """Train two cells, each given by its magic's line and its kind, in turns in one session.
 
@@ -132,7 +142,7 @@ def _runs_in_turns(
             for side in (0, 1) if i % 2 else (1, 0):
                 magic, kind = (ours, theirs)[side]
                 num_steps = _NUM_FIRST_STEPS + BLOCK_STEPS
-                cell = training(kind, num_blocks=1, block_steps=num_steps, out=out)
+                cell = training(kind, num_blocks=1, block_steps=num_steps, out=out, width=width)
                 notebook.run(f"{magic}\n{cell}")
                 if i:  # the first run of each loads what it needs
                     timed[side].append(
