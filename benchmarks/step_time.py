@@ -149,7 +149,8 @@ def _runs_in_turns(
                         Timed.read(out, num_warm_blocks=0, num_warm_steps=_NUM_FIRST_STEPS)
                     )
     mine, other = (Timed.joined(blocks) for blocks in timed)
-    check_alike(mine, other)
+    if ours[1] == theirs[1]:  # DDP's sampler draws other batches
+        check_alike(mine, other)
     return mine, other
 
 

@@ -22,6 +22,8 @@ FIRST_BUCKET_BYTES = 1 << 20
 """Small, so that communication starts early in the backward pass."""
 BUCKET_BYTES = 25 << 20
 """source: torch DistributedDataParallel's defaults (1 MiB first, 25 MiB after)."""
+_LARGE_BYTES = 1 << 18
+"""More than stays in a core's own cache."""
 COMPRESSED_BUCKET_BYTES = 4 << 20
 """Smaller, so that one is compressed while another is under way, and stays in the cache."""
 
@@ -104,8 +106,13 @@ class Bucket:
             present = [i for i, p in enumerate(self.params) if p.grad is not None]
             sources = [_dense(own_part(self.params[i].grad)) for i in present]
             others = self.views[len(self.params) :]
-            _copy([*(self.views[i] for i in present), *others], [*sources, *self.tensors])
-            self._averaging = Averaging(self._wire, self.flat, self._presence, self.compressor)
+            views = [*(self.views[i] for i in present), *others]
+            sources += self.tensors
+            is_divided = self.compressor is None
+            _copy_divided(views, sources, self._wire.group.size() if is_divided else 1)
+            self._averaging = Averaging(
+                self._wire, self.flat, self._presence, self.compressor, is_divided=is_divided
+            )
 
     def relaunch_if_stale(self) -> None:
         """Send again if gradients have been added to after the bucket left."""
@@ -151,6 +158,23 @@ def _copy(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
         torch._foreach_copy_(targets, sources)  # torch's own optimizers use it
 
 
+def _copy_divided(targets: list[torch.Tensor], sources: list[torch.Tensor], parts: int) -> None:
+    """Copy and divide; what is large in one go, since memory is what takes the time there."""
+    if parts == 1:
+        _copy(targets, sources)
+        return
+    small: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+    for target, source in zip(targets, sources, strict=True):
+        if source.nbytes >= _LARGE_BYTES and source.dtype == target.dtype:
+            torch.div(source, parts, out=target)
+        else:
+            small[0].append(target)
+            small[1].append(source)
+    if small[0]:
+        _copy(*small)
+        torch._foreach_div_(small[0], parts)
+
+
 def make_buckets(
     params: Sequence[torch.Tensor],
     tensors: Sequence[torch.Tensor],
@@ -183,15 +207,18 @@ def make_buckets(
     return buckets + [Bucket([], more, wire) for more in extras.values()]
 
 
-def _chunks(params: list[torch.Tensor], most_bytes: int) -> list[list[torch.Tensor]]:
+def _chunks(params: list[torch.Tensor], least_bytes: int) -> list[list[torch.Tensor]]:
+    """Lay parameters together, in their order, until each chunk is large enough.
+
+    As DDP does: of a large layer behind a small one the gradient leaves when it comes, and
+    does not wait for those behind it.
+    """
     chunks: list[list[torch.Tensor]] = [[]]
-    size = 0
+    num_bytes = 0
     for param in params:
-        limit = FIRST_BUCKET_BYTES if len(chunks) == 1 else most_bytes
-        num_bytes = own_part(param).nbytes
-        if chunks[-1] and size + num_bytes > limit:
+        if num_bytes >= (FIRST_BUCKET_BYTES if len(chunks) == 1 else least_bytes):
             chunks.append([])
-            size = 0
+            num_bytes = 0
         chunks[-1].append(param)
-        size += num_bytes
+        num_bytes += own_part(param).nbytes
     return chunks

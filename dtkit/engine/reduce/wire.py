@@ -111,6 +111,7 @@ class Averaging:
         flat: what is averaged; its last elements may be flags.
         flags: these; ones and zeros. Afterwards one that was 1 on any rank is not 0.
         compressor: makes what comes before the flags small; None: all is sent as it is.
+        is_divided: whether it was divided by the number of ranks already, all but the flags.
     """
 
     def __init__(
@@ -119,6 +120,8 @@ class Averaging:
         flat: torch.Tensor,
         flags: torch.Tensor,
         compressor: Compressor | None = None,
+        *,
+        is_divided: bool = False,
     ) -> None:
         self._wire = wire
         self._num_flags = flags.numel()
@@ -130,7 +133,7 @@ class Averaging:
         raw_bytes = num_reduced_bytes(_num_bytes(flat), world_size)
         if compressor is None:
             # Before the sum, as DDP does: half precision may not hold the sum.
-            self._reduce(flat.div_(world_size))
+            self._reduce(flat if is_divided else flat.div_(world_size))
             wire.on_sent(raw_bytes, raw_bytes)
             return
         num_bytes = 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dtkit.engine.reduce.buckets import BUCKET_BYTES
+from dtkit.engine.reduce.buckets import BUCKET_BYTES, FIRST_BUCKET_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,8 +54,12 @@ def _even(named: Named, num_groups: int) -> list[Named]:
 
 
 def _by_size(named: Named) -> list[Named]:
-    """Lay small parameters together; a large one travels alone, as soon as it can, and uncopied."""
-    limit = int(os.environ.get("HOROVOD_FUSION_THRESHOLD", BUCKET_BYTES))
+    """Lay small parameters together; a large one travels alone, as soon as it can, and uncopied.
+
+    The first bucket is small, so that it is under way while the backward pass goes on.
+    """
+    most_bytes = int(os.environ.get("HOROVOD_FUSION_THRESHOLD", BUCKET_BYTES))
+    limit = min(FIRST_BUCKET_BYTES, most_bytes)
     buckets: list[Named] = []
     small: Named = []
     num_bytes = 0
@@ -63,7 +67,8 @@ def _by_size(named: Named) -> list[Named]:
         if param.nbytes >= _LARGE_BYTES:
             buckets.append([(name, param)])
             continue
-        if not small or num_bytes + param.nbytes > limit:
+        if not small or num_bytes >= limit or num_bytes + param.nbytes > most_bytes:
+            limit = most_bytes if small else limit
             small, num_bytes = [], 0
             buckets.append(small)
         small.append((name, param))
