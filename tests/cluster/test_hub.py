@@ -98,6 +98,26 @@ def test_nobody_waits_for_a_rank_that(how: str) -> None:
     assert not fast.is_alive()
 
 
+def test_a_rank_that_stepped_aside_is_waited_for_again_once_it_goes_on() -> None:
+    server = Server(bound=1)
+    server.answer(2, {"ask": "aside"}, None)  # to share its first weights, when rank 0 has begun
+    arrivals = [
+        in_thread(lambda r=r: server.answer(  # type: ignore[misc]  # mypy infers no default
+            r, {"ask": "arrive", "where": "begin", "goes_on": True}, None
+        ))
+        for r in range(3)
+    ]  # fmt: skip
+    for thread in arrivals:
+        thread.join(WAIT_S)
+    server.answer(0, {"ask": "aside"}, None)  # so that rank 2 alone is waited for
+    server.blocked.clear()
+    fast = in_thread(lambda: [server.push(1, 0), server.push(1, 1)])
+    assert server.blocked.wait(WAIT_S)
+    assert server.push(2, 0)["staleness"] == 1
+    fast.join(WAIT_S)
+    assert not fast.is_alive()
+
+
 def test_who_waits_can_be_freed() -> None:
     hub = Hub(0, 2)
     errors: list[BaseException] = []

@@ -99,7 +99,9 @@ class Hub:
         with self._changed:
             arrived = self._arrived.setdefault(message["where"], set())
             arrived.add(number)
-            if not message.get("goes_on"):
+            if message.get("goes_on"):
+                self.goes_on(number)
+            else:
                 self.came(number)
             self._changed.notify_all()
             self._wait(lambda: self.living <= arrived)
@@ -126,6 +128,9 @@ class Hub:
 
     def came(self, number: int) -> None:
         """A rank makes no step until all others are where it is."""
+
+    def goes_on(self, number: int) -> None:
+        """A rank computes its next step once all others are where it is."""
 
     def _average(self, number: int, message: Message, vector: torch.Tensor | None) -> Reply:
         """Average what all ranks give."""

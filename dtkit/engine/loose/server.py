@@ -66,6 +66,11 @@ class ServerHub(Hub):
         """A rank makes no step until all others are where it is."""
         self._fetched.pop(number, None)
 
+    def goes_on(self, number: int) -> None:
+        """A rank computes its next step once all others are where it is."""
+        # Also of one that has stepped aside since the leader began.
+        self._fetched[number] = dict(self._num_pushed)
+
     def _aside(self, number: int, _message: Message, _vector: torch.Tensor | None) -> Reply:
         with self._changed:
             self.came(number)
