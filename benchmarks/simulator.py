@@ -153,9 +153,8 @@ class Engine:
             steps = list(range(step + 1, int(at_s * steps_per_s) + 1))
             if steps:
                 step = steps[-1]
-                await self._tell(
-                    request, encode(StepBatch(self._rank, _columns(steps, steps_per_s)))
-                )
+                batch = StepBatch(self._rank, _columns(steps, steps_per_s))
+                await self._tell(request, encode(batch, is_compact=True))
             await asyncio.sleep(interval_s)
         await self._tell(request, encode(RankEnded(self._rank, "finished", step, seconds)))
 

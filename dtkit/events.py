@@ -4,7 +4,8 @@ One event is one JSON line, both on the wire and in the run's folder
 (`<run>/rank-<R>.jsonl`), so a run can be read back from disk with nothing but
 this module. Steps travel in columns, many per event, because a small model
 makes thousands of them a second; a column whose entries are all the same is
-one entry. JSON has no infinities, so non-finite numbers are written as the
+one entry, and on the wire a column is its float64 in base64, which is read in a
+quarter of the time. JSON has no infinities, so non-finite numbers are written as the
 strings "NaN", "Infinity" and "-Infinity" (the mapping that protobuf's JSON
 uses); `float()` reads them back.
 
@@ -14,8 +15,10 @@ load torch, and by the engines.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
+import struct
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -174,12 +177,19 @@ def flush_interval_s(num_ranks: int) -> float:
     return min(max(0.1, num_ranks / MAX_MESSAGES_PER_S), 2.0)
 
 
-def encode(event: Event) -> bytes:
-    """Return the event as one JSON line without its line end."""
+def encode(event: Event, *, is_compact: bool = False) -> bytes:
+    """Return the event as one JSON line without its line end.
+
+    Args:
+        event: the event.
+        is_compact: write columns as base64: for the wire, where nobody else reads them.
+    """
     # Not asdict, which copies every number: what encodes shares the interpreter with training.
     record = {name: getattr(event, name) for name in event.__slots__}
     if isinstance(event, StepBatch):
-        record["columns"] = {name: _shortened(column) for name, column in event.columns.items()}
+        columns = {name: _shortened(column) for name, column in event.columns.items()}
+        packed = {name: _packed(column) for name, column in columns.items() if is_compact}
+        record["columns"] = packed or columns
     record = {name: _finite(value) for name, value in record.items()}
     record = {"event": type(event).__name__, **record}
     return json.dumps(record, allow_nan=False, separators=(",", ":")).encode()
@@ -197,10 +207,10 @@ def decode(line: bytes | str) -> Event:
         msg = f"not a dtkit event: {line[:80]!r}"
         raise ValueError(msg)
     if cls is StepBatch:
-        num = len(record["columns"].get("step", ()))
+        columns = {name: _numbers(column) for name, column in record["columns"].items()}
+        num = len(columns.get("step", ()))
         record["columns"] = {
-            name: list(map(float, column)) * (num if len(column) == 1 else 1)
-            for name, column in record["columns"].items()
+            name: column * num if len(column) == 1 else column for name, column in columns.items()
         }
     elif cls is LogBatch:
         record["metrics"] = [{k: _number(v) for k, v in m.items()} for m in record["metrics"]]
@@ -217,6 +227,17 @@ def _shortened(column: list[float]) -> list[float]:
     """Return a column of which all entries are the same as one entry: half of them are."""
     is_same = len(column) > 1 and column.count(column[0]) == len(column)
     return column[:1] if is_same else column
+
+
+def _packed(column: list[float]) -> str:
+    return base64.b64encode(struct.pack(f"<{len(column)}d", *column)).decode()
+
+
+def _numbers(column: str | list[Any]) -> list[float]:  # Any: a number, or the name of one
+    if isinstance(column, str):
+        packed = base64.b64decode(column)
+        return list(struct.unpack(f"<{len(packed) // 8}d", packed))
+    return list(map(float, column))
 
 
 def _number(value: Any) -> float | list[float]:  # Any: JSON

@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from dtkit.engine import memory, modes
 from dtkit.engine.interrupts import protect
 from dtkit.engine.shell import current_shell
+from dtkit.events import encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from dtkit.engine.group import Group
+    from dtkit.events import Event
 
 __all__ = ["Agent", "agent", "install"]
 
@@ -110,8 +112,9 @@ class Agent:
         """Remember the request that is running: events are sent as its output."""
         self._parent = self.kernel.get_parent("shell")
 
-    def send(self, lines: list[bytes]) -> None:
-        """Send encoded events to the driver, from any thread."""
+    def send(self, events: list[Event]) -> None:
+        """Send events to the driver, from any thread."""
+        lines = [encode(event, is_compact=True) for event in events]
         self._send("dtkit_events", b"\n".join(lines))
 
     def _send(self, kind: str, *buffers: bytes) -> None:

@@ -46,7 +46,7 @@ class Recorder:
         device: whose memory is reported.
         start_unix_s: the run's start, seconds since the epoch.
         path: file that the events are appended to, a JSON line each.
-        send: takes the same lines to the driver.
+        send: takes the same events to the driver.
         num_ranks: that take part in the run.
     """
 
@@ -56,7 +56,7 @@ class Recorder:
         device: torch.device,
         start_unix_s: float,
         path: Path,
-        send: Callable[[list[bytes]], None],
+        send: Callable[[list[Event]], None],
         *,
         num_ranks: int = 1,
     ) -> None:
@@ -220,16 +220,16 @@ class Recorder:
             reading = self._meter.sample_gpu()
             if reading is not None:
                 self.emit(GpuUse(self.rank, self.num_steps, self.elapsed_s, *reading))
-            lines = [encode(event) for event in self._drain()]
-            if lines:
-                self._store(lines)
-                self._send(lines)
+            events = self._drain()
+            if events:
+                self._store(events)
+                self._send(events)
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval_s):
             self.flush()
 
-    def _store(self, lines: list[bytes]) -> None:
+    def _store(self, events: list[Event]) -> None:
         if not self._is_storing:
             return
         try:
@@ -237,7 +237,7 @@ class Recorder:
                 # On another host than the driver's it need not be there yet.
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self._path.open("ab")
-            self._file.write(b"\n".join(lines) + b"\n")
+            self._file.write(b"".join(encode(event) + b"\n" for event in events))
             self._file.flush()
         except OSError as error:
             # A full disk is no reason to lose the run: the driver still gets it all.

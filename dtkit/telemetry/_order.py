@@ -9,7 +9,7 @@ import numpy as np
 
 from dtkit.events import STEP_COLUMNS
 from dtkit.telemetry._merge import merge_steps
-from dtkit.telemetry._series import WINDOW, Rows
+from dtkit.telemetry._series import WINDOW, Rows, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,13 +31,14 @@ class Order:
 
     Args:
         ranks: the ranks.
+        rings: theirs, as `new_rings` made them.
         smoother: continues the smoothed loss.
     """
 
-    def __init__(self, ranks: Sequence[RankSeries], smoother: Smoother) -> None:
+    def __init__(self, ranks: Sequence[RankSeries], rings: Floats, smoother: Smoother) -> None:
         self.step: int = 0
         """Of the newest row."""
-        self._ranks, self._smooth = ranks, smoother
+        self._ranks, self._rings, self._smooth = ranks, rings, smoother
 
     def take(self) -> Floats:
         """Return the rows that are new, (num_columns, num_rows); see `Rows`."""
@@ -50,8 +51,8 @@ _STEP = attrgetter("step")
 class InStep(Order):
     """Ranks in step: a row for each step that all ranks have made."""
 
-    def __init__(self, ranks: Sequence[RankSeries], smoother: Smoother) -> None:
-        super().__init__(ranks, smoother)
+    def __init__(self, ranks: Sequence[RankSeries], rings: Floats, smoother: Smoother) -> None:
+        super().__init__(ranks, rings, smoother)
         self._late = ranks[0]
         """Of the ranks that were waited for last, the one that was furthest behind."""
 
@@ -68,7 +69,7 @@ class InStep(Order):
             return np.empty((len(Rows.names), 0))
         steps = np.arange(max(self.step, done - WINDOW) + 1, done + 1)
         self.step = done
-        block = np.stack([r.rows(steps) for r in self._ranks])  # (ranks, columns, steps)
+        block = rows_of(self._rings, steps)  # (ranks, columns, steps)
         block = block[:, :, ~np.isnan(block[:, 0, :]).all(axis=0)]
         return merge_steps(block, self._smooth)
 
@@ -80,8 +81,8 @@ class InTime(Order):
     is that over all steps that were made.
     """
 
-    def __init__(self, ranks: Sequence[RankSeries], smoother: Smoother) -> None:
-        super().__init__(ranks, smoother)
+    def __init__(self, ranks: Sequence[RankSeries], rings: Floats, smoother: Smoother) -> None:
+        super().__init__(ranks, rings, smoother)
         self._taken = [0] * len(ranks)
         self._last_s = -np.inf
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dtkit.events import STEP_COLUMNS
-from dtkit.telemetry._series import WINDOW, binned, decimate
+from dtkit.telemetry._series import WINDOW, binned, decimate, median_of_known
 from dtkit.telemetry.news import ratio
 from dtkit.telemetry.view import MAX_POINTS, Curve
 
@@ -25,6 +25,7 @@ __all__ = ["curves_of", "loss_curve", "rate_curve"]
 MAX_LINES = 7
 """Of more ranks than this, the slowest, the median and the fastest are drawn."""
 _RANK_POINTS = 300
+_STEP_AND_MS = np.array([[STEP_COLUMNS.index("step")], [STEP_COLUMNS.index("step_ms")]])
 
 
 def loss_curve(rows: Rows) -> Curve:
@@ -86,8 +87,10 @@ def _by_rank(ranks: Sequence[RankSeries]) -> Curve:
     newest = max((rank.step for rank in ranks), default=0)
     first = max(1, newest - WINDOW + 1)
     steps = np.unique(np.linspace(first, max(first, newest), _RANK_POINTS).astype(np.int64))
-    column = STEP_COLUMNS.index("step_ms")
-    table = np.array([rank.rows(steps)[column] for rank in ranks]).reshape(len(ranks), len(steps))
+    slots = (steps - 1) % WINDOW
+    found = np.array([rank.ring[_STEP_AND_MS, slots] for rank in ranks])
+    found = found.reshape(len(ranks), 2, len(steps))  # of no rank as well
+    table = np.where(found[:, 0] == steps, found[:, 1], np.nan)
     return _told(ranks, steps.astype(np.float64), table, ("slowest", "median", "fastest"))
 
 
@@ -113,5 +116,5 @@ def _told(
         return Curve(steps, lines)
     known = np.isfinite(table).any(axis=0)  # else numpy warns of steps that nobody has
     steps, table = steps[known], table[:, known]
-    ends = (np.nanmax(table, axis=0), np.nanmedian(table, axis=0), np.nanmin(table, axis=0))
+    ends = (np.nanmax(table, axis=0), median_of_known(table.T), np.nanmin(table, axis=0))
     return Curve(steps, dict(zip(names, ends, strict=True)))

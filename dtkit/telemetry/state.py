@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import Counter
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from dtkit.events import (
 )
 from dtkit.telemetry._order import InStep, InTime, Order
 from dtkit.telemetry._series import (
+    WINDOW,
     Arrivals,
     RankSeries,
     Rows,
@@ -30,17 +31,20 @@ from dtkit.telemetry._series import (
     last,
     mean,
     median,
+    new_rings,
     rate_of,
+    recent_of,
     share,
 )
 from dtkit.telemetry.controls import ControlsState
 from dtkit.telemetry.curves import curves_of, loss_curve, rate_curve
 from dtkit.telemetry.history import History, history_of
+from dtkit.telemetry.logged import Logged
 from dtkit.telemetry.news import News, metrics_within, newest, rows_from
 from dtkit.telemetry.view import ControlChange, Curve, RunView
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -53,6 +57,8 @@ __all__ = ["RunState"]
 _RECENT_STEPS = 50
 _GIB = 2**30
 _SMOOTHING = 0.95
+_MAX_NEW = WINDOW // 4
+"""Steps of a rank that may wait to be made rows of the run: its ring holds the last `WINDOW`."""
 
 
 class RunState:
@@ -80,19 +86,18 @@ class RunState:
         self.error: str | None = None
         self.summaries: tuple[dict[str, Any], ...] = ()
         self._lock = threading.Lock()
-        self._ranks = {rank: RankSeries(rank) for rank in sorted(ranks)}
+        numbers = sorted(ranks)
+        self._rings = new_rings(len(numbers))
+        self._ranks = {rank: RankSeries(rank, self._rings[i]) for i, rank in enumerate(numbers)}
         self._rows = Rows()
         self._smooth = Smoother(_SMOOTHING)
         self._is_free = is_free
         order = InTime if is_free else InStep
-        self._order: Order = order(list(self._ranks.values()), self._smooth)
-        self._early: list[LogBatch] = []
-        self._staleness: Counter[int] = Counter()
+        self._order: Order = order(list(self._ranks.values()), self._rings, self._smooth)
         self._best_loss = math.inf
         self._total_steps: int | None = None
         self._notes: dict[str, None] = {}
-        self._logged: dict[str, dict[int, tuple[float, float]]] = {}
-        self._log_time_s: dict[int, float] = {}
+        self._logged = Logged(self._rows, is_free=is_free)
         self._end_unix_s: float | None = None
         self._arrivals = Arrivals()
         self._controls = ControlsState()
@@ -121,30 +126,30 @@ class RunState:
 
     def pace(self) -> tuple[float, float]:
         """Return how long no step has ended, in seconds, and the median step, in ms."""
-        with self._lock:
+        with self._merged():
             last_unix_s = self.start_unix_s + last(self._rows["time_s"])
             return time.time() - last_unix_s, median(self._rows["step_ms"][-_RECENT_STEPS:])
 
     def view(self) -> RunView:
         """Return the run as it is now."""
-        with self._lock:
+        with self._merged():
             return self._view()
 
     def history(self) -> History:
         """Return every merged step; a copy, so it does not change under the reader."""
-        with self._lock:
+        with self._merged():
             controls = self._controls.columns(self._rows["step"], self._changes())
-            return history_of(self._rows, self._logged, self._log_time_s, controls)
+            return history_of(self._rows, self._logged.values, self._logged.time_s, controls)
 
     def news(self, first_row: int, low: int, high: int | None) -> News:
         """Return the rows from `first_row` on, and metrics of steps above `low` and up to `high`.
 
         Metrics of the newest steps may still lack a rank's; `high` None asks for them all.
         """
-        with self._lock:
+        with self._merged():
             return News(
                 rows=rows_from(self._rows, first_row),
-                metrics=metrics_within(self._logged, self._log_time_s, low, high),
+                metrics=metrics_within(self._logged.values, self._logged.time_s, low, high),
                 peaks_gib={r.rank: r.peak_bytes / _GIB for r in self._ranks.values()},
                 step=self._order.step,
                 time_s=(self._end_unix_s or time.time()) - self.start_unix_s,
@@ -152,8 +157,8 @@ class RunState:
 
     def curves(self) -> dict[str, Curve]:
         """Return what can be drawn of the run so far, each at most `MAX_POINTS` points."""
-        with self._lock:
-            return curves_of(self._rows, self._logged, list(self._ranks.values()))
+        with self._merged():
+            return curves_of(self._rows, self._logged.values, list(self._ranks.values()))
 
     @property
     def controls(self) -> dict[str, LiveControl]:
@@ -164,15 +169,24 @@ class RunState:
     @property
     def num_samples(self) -> float:
         """Samples seen by all ranks together in the merged steps."""
-        with self._lock:
+        with self._merged():
             return self._arrivals.num_samples
+
+    @contextmanager
+    def _merged(self) -> Iterator[None]:
+        """Let nobody else in, and have the rows of all that has come."""
+        with self._lock:
+            self._merge()
+            yield
 
     def _apply(self, event: Event) -> None:
         if isinstance(event, StepBatch):
-            self._ranks[event.rank].add(event)
-            self._merge()
+            rank = self._ranks[event.rank]
+            rank.add(event)
+            if rank.num_new > _MAX_NEW:
+                self._merge()
         elif isinstance(event, LogBatch):
-            self._log(event)
+            self._logged.take(event, is_over=self._is_over())
         elif isinstance(event, GpuUse):
             self._ranks[event.rank].use_gpu(event)
         elif isinstance(event, Total):
@@ -187,7 +201,6 @@ class RunState:
             self._ranks[event.rank].state = event.state
             self._ranks[event.rank].end_s = event.time_s
             self.summaries = (*self.summaries, event.summary)
-            self._merge()
 
     def _start(self, event: RankStarted) -> None:
         rank = self._ranks[event.rank]
@@ -196,36 +209,20 @@ class RunState:
         if self.state == "starting":
             self.state = "running"
 
-    def _log(self, event: LogBatch) -> None:
-        for i, time_s in enumerate(event.time_s):
-            if self._is_early(time_s):
-                rest = (event.step[i:], event.time_s[i:], event.metrics[i:])
-                self._early.append(LogBatch(event.rank, *rest))
-                return
-            step = self._step_at(time_s) if self._is_free else event.step[i]
-            self._log_time_s[step] = time_s
-            for name, value in event.metrics[i].items():
-                total, count = self._logged.setdefault(name, {}).get(step, (0.0, 0))
-                more, weight = value if isinstance(value, list) else (value, 1)
-                self._logged[name][step] = (total + more, count + weight)
-                if name == "staleness" and self._is_free:
-                    self._staleness[int(more)] += 1
-
-    def _is_early(self, time_s: float) -> bool:
-        """Return whether the row that a metric belongs to is not there yet."""
-        is_over = all(r.is_over() for r in self._ranks.values())
-        is_here = self._rows.num > 0 and time_s <= self._rows["time_s"][-1]
-        return self._is_free and not is_over and not is_here
-
-    def _step_at(self, time_s: float) -> int:
-        return max(1, int(np.searchsorted(self._rows["time_s"], time_s, side="right")))
+    def _is_over(self) -> bool:
+        return all(rank.is_over() for rank in self._ranks.values())
 
     def _changes(self) -> tuple[ControlChange, ...]:
-        return self._controls.changes(self._step_at if self._is_free else None)
+        return self._controls.changes(self._logged.step_at if self._is_free else None)
 
     def _merge(self) -> None:
-        """Turn steps into rows, as far as it is known what belongs to them."""
+        """Turn steps into rows, as far as it is known what belongs to them.
+
+        Done when somebody looks: of many ranks at once it costs hardly more than of one.
+        """
         block = self._order.take()
+        for rank in self._ranks.values():
+            rank.num_new = 0
         if block.shape[1]:
             self._rows.extend(block)
             if math.isfinite(self._smooth.value):
@@ -233,9 +230,7 @@ class RunState:
                     np.append(self._rows["smooth"][-block.shape[1] :], math.inf))))  # fmt: skip
             num_samples = float(np.nansum(self._rows["samples"][-block.shape[1] :]))
             self._arrivals.add(self._rows, num_samples)
-        early, self._early = self._early, []
-        for event in early:
-            self._log(event)
+        self._logged.settle(is_over=self._is_over())
 
     def _rate(self) -> float:
         """Return samples/s of the last seconds, and of the whole run once it has ended."""
@@ -250,6 +245,8 @@ class RunState:
         tail = slice(-_RECENT_STEPS, None)
         step_ms = median(rows["step_ms"][tail])
         elapsed_s = (self._end_unix_s or time.time()) - self.start_unix_s
+        ranks = list(self._ranks.values())
+        recent = recent_of(self._rings, [rank.step for rank in ranks]).tolist()
         return RunView(
             name=self.name,
             state=self.state,
@@ -266,15 +263,15 @@ class RunState:
             comm_share=share(rows["comm_ms"][tail], rows["step_ms"][tail]),
             sent_bytes=mean(rows["sent_bytes"][tail]),
             raw_bytes=mean(rows["raw_bytes"][tail]),
-            peak_gib=max(r.peak_bytes for r in self._ranks.values()) / _GIB or math.nan,
+            peak_gib=max(r.peak_bytes for r in ranks) / _GIB or math.nan,
             lr=last(rows["lr"]),
-            metrics={name: newest(values) for name, values in self._logged.items()},
+            metrics={name: newest(values) for name, values in self._logged.values.items()},
             loss_curve=loss_curve(rows),
             rate_curve=rate_curve(rows),
-            ranks=tuple(r.view() for r in self._ranks.values()),
+            ranks=tuple(r.view(now) for r, now in zip(ranks, recent, strict=True)),
             notes=tuple(self._notes),
             error=self.error,
-            staleness=tuple(sorted(self._staleness.items())),
+            staleness=tuple(sorted(self._logged.staleness.items())),
             stall=self.stall if self.state == "running" else "",
             controls=self._controls.views(),
             changes=self._changes(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from IPython.core.getipython import get_ipython
@@ -12,9 +11,10 @@ from IPython.display import display
 from dtkit._text import text_line
 from dtkit.errors import InvalidInputError
 from dtkit.views.live import can_live
+from dtkit.views.pace import Budget, Pace
 from dtkit.views.panel import WidgetDashboard, show_summary
 from dtkit.views.summary import card, summary_bundle
-from dtkit.views.terminal import NullDashboard, Pace, TextDashboard
+from dtkit.views.terminal import NullDashboard, TextDashboard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from dtkit.telemetry.view import RunView
 
     Blocks = tuple[OutputBlock, ...]
-    Clock = Callable[[], float]
 
 __all__ = [
     "Dashboard",
@@ -111,8 +110,8 @@ def make_dashboard(
 class HtmlDashboard:
     """The card itself, displayed anew once a second: for front ends without widgets."""
 
-    def __init__(self, clock: Clock = time.monotonic, cpu_clock: Clock = time.thread_time) -> None:
-        self._pace = Pace(_HTML_INTERVAL_S, clock, cpu_clock)
+    def __init__(self, budget: Budget | None = None) -> None:
+        self._pace = Pace(_HTML_INTERVAL_S, budget or Budget())
         self._chart: Any = None
         self._handle: DisplayHandle | None = None
         self._is_over = False

@@ -5,7 +5,6 @@ Buttons only call back; whoever made the panel sets flags there.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 from IPython.display import display
@@ -14,10 +13,10 @@ from dtkit._text import MAX_ROWS, slow_ranks
 from dtkit.views import render
 from dtkit.views.controls import Controls
 from dtkit.views.live import LiveChart
+from dtkit.views.pace import Budget, Pace
 from dtkit.views.picture import PictureChart
 from dtkit.views.steering import Steering
 from dtkit.views.summary import ranks_panel, summary_bundle
-from dtkit.views.terminal import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from dtkit.telemetry.view import RunView
 
     Blocks = tuple[OutputBlock, ...]
-    Clock = Callable[[], float]
 
 __all__ = ["WidgetDashboard", "show_summary"]
 
@@ -58,8 +56,7 @@ class WidgetDashboard:
         curves: as in `make_dashboard`.
         is_live: whether the browser draws the charts, and the kernel no picture.
         can_click: as in `make_dashboard`.
-        clock: seconds that pass.
-        cpu_clock: seconds that this thread computed.
+        budget: what part of a core it may take.
     """
 
     def __init__(
@@ -71,29 +68,30 @@ class WidgetDashboard:
         curves: Callable[[], Mapping[str, Curve]] = dict,
         is_live: bool = False,
         can_click: Callable[[], bool] = lambda: True,
-        clock: Clock = time.monotonic,
-        cpu_clock: Clock = time.thread_time,
+        budget: Budget | None = None,
     ) -> None:
-        # Together 4 % of a core; apart, so that a slow chart does not hold up the state.
-        self._pace = Pace(_TEXT_INTERVAL_S, clock, cpu_clock, 0.01)
-        self._slow_pace = Pace(_CHART_INTERVAL_S, clock, cpu_clock, 0.03)
+        self._budget = budget or Budget()
+        # Apart, so that a slow chart does not hold up the state.
+        self._pace = Pace(_TEXT_INTERVAL_S, self._budget, 0.25)
+        self._slow_pace = Pace(_CHART_INTERVAL_S, self._budget, 0.75)
         self._controls = Controls(on_stop, on_pause, self._slow_pace.hurry, can_click=can_click)
         self._live = LiveChart(curves) if is_live else None
         self._steering = Steering(on_control, can_click=can_click)
         self._curves, self._can_click = curves, can_click
         self._picture: PictureChart | None = None
-        self._clock, self._begun_s = clock, clock()
+        self._begun_s = self._budget.clock()
         self._handle: DisplayHandle | None = None
         self._root: Any = None
         self._is_over = False
 
     def start(self, view: RunView) -> None:
         """Display the widgets, with an empty chart so that nothing moves when it fills."""
-        self._begun_s = self._clock()
+        self._begun_s = self._budget.clock()
         self._build(view)
         self._draw_text(view)
         self._draw_rest(view, ())
         self._handle = display(self._root, display_id=True)
+        self._budget.begin()
 
     def is_due(self) -> bool:
         """Return whether something may be drawn again."""
@@ -193,7 +191,10 @@ class WidgetDashboard:
     def _draw_chart(self, view: RunView) -> None:
         if self._live is not None:
             self._live.draw(view)
-            if not self._live.is_drawn and self._clock() - self._begun_s > _MUST_DRAW_WITHIN_S:
+            if (
+                not self._live.is_drawn
+                and self._budget.clock() - self._begun_s > _MUST_DRAW_WITHIN_S
+            ):
                 self._live = None
                 self._steering.use_buttons()
                 self._show_picture()

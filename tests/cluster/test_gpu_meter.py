@@ -12,11 +12,13 @@ import torch
 
 from dtkit.engine import meter
 from dtkit.engine.recorder import Recorder
-from dtkit.events import GpuUse, decode
+from dtkit.events import GpuUse
 from dtkit.telemetry import RunState
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from dtkit.events import Event
 
 GIB = 2**30
 
@@ -74,11 +76,11 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> torch.device:
 
 
 def recorded(device: torch.device, folder: Path) -> list[GpuUse]:
-    lines: list[bytes] = []
-    recorder = Recorder(3, device, 0.0, folder / "rank-3.jsonl", lines.extend)
+    sent: list[Event] = []
+    recorder = Recorder(3, device, 0.0, folder / "rank-3.jsonl", sent.extend)
     recorder.stepped(0.1)
     recorder.close()
-    return [event for event in map(decode, lines) if isinstance(event, GpuUse)]
+    return [event for event in sent if isinstance(event, GpuUse)]
 
 
 def test_a_recorder_tells_how_busy_the_gpu_is(

@@ -11,6 +11,7 @@ from IPython.utils.capture import capture_output
 from run_views import make_view
 from traitlets.config import Config
 
+from dtkit.views.pace import Budget
 from dtkit.views.panel import WidgetDashboard
 
 if TYPE_CHECKING:
@@ -50,8 +51,7 @@ def dashboard(outputs: Displayed, clicks: list[object], clock: Clock) -> Iterato
     dashboard = WidgetDashboard(
         on_stop=lambda: clicks.append("stop"),
         on_pause=clicks.append,
-        clock=clock,
-        cpu_clock=no_cost,
+        budget=Budget(clock, no_cost, no_cost),
     )
     yield dashboard
     dashboard.finish(make_view(state="finished"), ())

@@ -16,7 +16,8 @@ from run_views import make_empty_view, make_view, with_loss
 from dtkit.errors import InvalidInputError
 from dtkit.output import OutputBlock
 from dtkit.views.dashboard import HtmlDashboard, WidgetDashboard, make_dashboard
-from dtkit.views.terminal import NullDashboard, Pace, TextDashboard
+from dtkit.views.pace import Budget, Pace
+from dtkit.views.terminal import NullDashboard, TextDashboard
 
 if TYPE_CHECKING:
     from dtkit.views.dashboard import Dashboard
@@ -34,7 +35,7 @@ class Terminal(io.StringIO):
 
 
 def test_html_is_displayed_once_and_then_replaced(outputs: Displayed, clock: Clock) -> None:
-    dashboard = HtmlDashboard(clock=clock, cpu_clock=no_cost)
+    dashboard = HtmlDashboard(Budget(clock, no_cost, no_cost))
     dashboard.start(make_empty_view())
     for tick in range(1, 61):  # three seconds at 20 Hz
         clock.now_s = 100.0 + tick / 20
@@ -50,7 +51,7 @@ def test_html_is_displayed_once_and_then_replaced(outputs: Displayed, clock: Clo
 
 
 def test_html_finishes_without_a_start(outputs: Displayed, clock: Clock) -> None:
-    dashboard = HtmlDashboard(clock=clock)
+    dashboard = HtmlDashboard(Budget(clock))
     assert not dashboard.is_due()
     dashboard.update(make_view(), ())
     dashboard.finish(make_view(state="finished"), ())
@@ -62,7 +63,7 @@ def test_html_finishes_without_a_start(outputs: Displayed, clock: Clock) -> None
 
 def test_text_goes_out_line_by_line_at_a_slow_pace(clock: Clock) -> None:
     stream = io.StringIO()
-    dashboard = TextDashboard(stream, clock=clock, cpu_clock=no_cost)
+    dashboard = TextDashboard(stream, Budget(clock, no_cost, no_cost))
     dashboard.start(make_empty_view())
     for tick in range(1, 240):  # twelve seconds at 20 Hz
         clock.now_s = 100.0 + tick / 20
@@ -78,7 +79,7 @@ def test_a_terminal_has_one_line_that_is_written_again(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "50")
     stream = Terminal()
-    dashboard = TextDashboard(stream, clock=clock, cpu_clock=no_cost)
+    dashboard = TextDashboard(stream, Budget(clock, no_cost, no_cost))
     dashboard.start(make_empty_view())
     for tick in range(1, 61):
         clock.now_s = 100.0 + tick / 20
@@ -95,7 +96,7 @@ def test_a_terminal_has_one_line_that_is_written_again(
 
 def test_text_ends_with_all_that_was_printed_and_only_once(clock: Clock) -> None:
     stream = io.StringIO()
-    dashboard = TextDashboard(stream, clock=clock)
+    dashboard = TextDashboard(stream, Budget(clock))
     blocks = (OutputBlock((0,), "x" * 9_000), OutputBlock((1,), "y" * 9_000))
     dashboard.finish(make_view(2, state="finished"), blocks)
     dashboard.finish(make_view(2, state="finished"), blocks)
@@ -107,7 +108,7 @@ def test_text_ends_with_all_that_was_printed_and_only_once(clock: Clock) -> None
 
 def test_the_same_line_is_not_written_twice(clock: Clock) -> None:
     stream = io.StringIO()
-    dashboard = TextDashboard(stream, clock=clock, cpu_clock=no_cost)
+    dashboard = TextDashboard(stream, Budget(clock, no_cost, no_cost))
     dashboard.start(make_view())
     clock.now_s += 60
     dashboard.update(make_view(), ())
@@ -117,19 +118,38 @@ def test_the_same_line_is_not_written_twice(clock: Clock) -> None:
 # Pace, and the choice of a dashboard.
 
 
-def test_a_pace_rests_as_long_as_its_share_asks(clock: Clock) -> None:
-    cost_s = itertools.count(step=0.1)
-    pace = Pace(0.5, clock, lambda: next(cost_s), 0.05)
+def test_a_pace_rests_as_long_as_its_part_asks(clock: Clock) -> None:
+    cost_s = itertools.count(step=0.045)
+    pace = Pace(0.5, Budget(clock, lambda: next(cost_s), no_cost), 0.5)
     assert pace.is_due()
-    pace.run(lambda: None)  # 0.1 s of 2 s are 5 %
+    pace.run(lambda: None)  # 45 ms of 2 s are half of 4.5 %
     clock.now_s += 1.9
     assert not pace.is_due()
     clock.now_s += 0.2
     assert pace.is_due()
 
 
+def test_drawing_gets_what_the_rest_of_the_process_leaves(clock: Clock) -> None:
+    process = Clock()
+    thread_s = itertools.count()  # every drawing takes a second, for ease of reckoning
+    budget = Budget(clock, lambda: next(thread_s), process)
+    process.now_s += 0.5  # what is loaded at the start does not count
+    budget.begin()
+    budget.spend(lambda: None)
+    clock.now_s += 100
+    process.now_s += 1 + 2.5
+    assert budget.left() == pytest.approx(0.045 - 0.025)
+    clock.now_s += 100
+    process.now_s += 50
+    assert budget.left() == pytest.approx(0.01)  # half a core is read: still something is seen
+    clock.now_s += 0.1
+    assert budget.left() == pytest.approx(0.01)
+    clock.now_s += 10
+    assert budget.left() == pytest.approx(0.045)
+
+
 def test_a_pace_keeps_its_interval_and_can_hurry(clock: Clock) -> None:
-    pace = Pace(0.5, clock, no_cost)
+    pace = Pace(0.5, Budget(clock, no_cost, no_cost))
     pace.run(lambda: None)
     clock.now_s += 0.4
     assert not pace.is_due()
@@ -139,7 +159,7 @@ def test_a_pace_keeps_its_interval_and_can_hurry(clock: Clock) -> None:
 
 def test_a_pace_never_rests_for_long(clock: Clock) -> None:
     cost_s = itertools.count(step=60)
-    pace = Pace(0.5, clock, lambda: next(cost_s))
+    pace = Pace(0.5, Budget(clock, lambda: next(cost_s), no_cost))
     pace.run(lambda: None)
     clock.now_s += 5.1
     assert pace.is_due()

@@ -23,6 +23,7 @@ def batch(**columns: list[float]) -> StepBatch:
     return StepBatch(1, {name: columns.get(name, [0.0, 1.0]) for name in STEP_COLUMNS}, 7, 2)
 
 
+@pytest.mark.parametrize("is_compact", [False, True])
 @pytest.mark.parametrize(
     "event",
     [
@@ -35,14 +36,15 @@ def batch(**columns: list[float]) -> StepBatch:
     ],
     ids=lambda event: type(event).__name__,
 )
-def test_every_event_survives_the_wire(event: Event) -> None:
-    line = encode(event)
+def test_every_event_survives_the_wire_and_the_file(event: Event, *, is_compact: bool) -> None:
+    line = encode(event, is_compact=is_compact)
     assert b"\n" not in line
     assert decode(line) == event
 
 
-def test_non_finite_numbers_are_strict_json_and_come_back() -> None:
-    line = encode(batch(loss=[math.inf, -math.inf]))
+@pytest.mark.parametrize("is_compact", [False, True])
+def test_non_finite_numbers_are_strict_json_and_come_back(*, is_compact: bool) -> None:
+    line = encode(batch(loss=[math.inf, -math.inf]), is_compact=is_compact)
     json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     event = decode(line)
     assert isinstance(event, StepBatch)
@@ -63,8 +65,10 @@ def test_a_column_of_equal_numbers_travels_as_one() -> None:
     sent = batch(step=[4.0, 5.0, 6.0], lr=[0.1] * 3, raw_bytes=nan, loss=[1.0, 1.0, 2.0])
     columns = json.loads(encode(sent))["columns"]
     assert (columns["lr"], columns["raw_bytes"]) == ([0.1], ["NaN"])
-    event = decode(encode(sent))
-    assert isinstance(event, StepBatch)
-    assert event.columns["lr"] == [0.1] * 3
-    assert event.columns["loss"] == [1.0, 1.0, 2.0]
-    assert [math.isnan(value) for value in event.columns["raw_bytes"]] == [True] * 3
+    assert len(json.loads(encode(sent, is_compact=True))["columns"]["lr"]) == 12  # of 8 bytes
+    for is_compact in (False, True):
+        event = decode(encode(sent, is_compact=is_compact))
+        assert isinstance(event, StepBatch)
+        assert event.columns["lr"] == [0.1] * 3
+        assert event.columns["loss"] == [1.0, 1.0, 2.0]
+        assert [math.isnan(value) for value in event.columns["raw_bytes"]] == [True] * 3

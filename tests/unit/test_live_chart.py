@@ -17,6 +17,7 @@ from dtkit.telemetry import RunState
 from dtkit.telemetry.curves import MAX_LINES
 from dtkit.views import live
 from dtkit.views.live import packed
+from dtkit.views.pace import Budget
 from dtkit.views.panel import WidgetDashboard
 
 
@@ -118,8 +119,7 @@ def test_a_picture_takes_the_place_of_charts_that_nobody_draws(browser: str) -> 
         on_pause=lambda _: None,
         curves=a_run(2, 40).curves,
         is_live=True,
-        clock=lambda: now_s[0],
-        cpu_clock=lambda: 0.0,
+        budget=Budget(lambda: now_s[0], lambda: 0.0, lambda: 0.0),
     )
     panel.start(make_view())
     (charts,) = panel._charts.children

@@ -10,11 +10,12 @@ from typing import Any
 
 import ipywidgets
 import pytest
-from displays import BLOCKS, WIDGET, Clock, Displayed, find, html_of, image, widgets_of
+from displays import BLOCKS, WIDGET, Clock, Displayed, find, html_of, image, no_cost, widgets_of
 from ipywidgets.widgets.widget import _instances
 from PIL import Image
 from run_views import make_empty_view, make_view
 
+from dtkit.views.pace import Budget
 from dtkit.views.panel import WidgetDashboard
 
 
@@ -135,7 +136,9 @@ def test_drawing_that_costs_much_rests_long(
     # Every measurement of computing time finds 80 ms more than the last one.
     cost_s = itertools.count(step=0.08)
     dashboard = WidgetDashboard(
-        on_stop=clicks.clear, on_pause=clicks.append, clock=clock, cpu_clock=lambda: next(cost_s)
+        on_stop=clicks.clear,
+        on_pause=clicks.append,
+        budget=Budget(clock, lambda: next(cost_s), no_cost),
     )
     dashboard.start(make_empty_view())
     images, states = [], []
@@ -144,7 +147,7 @@ def test_drawing_that_costs_much_rests_long(
         dashboard.update(make_view(num_steps=tick), ())
         images.append(image(dashboard))
         states.append(find(dashboard, ipywidgets.HTML)[0].value)
-    assert num_changes(images) == 3  # 80 ms of every 2.7 s are 3 %
+    assert num_changes(images) == 4  # 80 ms of every 2.4 s are three quarters of 4.5 %
     assert num_changes(states) == 1  # 80 ms are so much for a text that it rests for 5 s
     dashboard.finish(make_view(state="finished"), ())
 

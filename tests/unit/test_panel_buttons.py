@@ -11,6 +11,7 @@ from displays import Clock, Displayed, button, find, html_of, image
 from run_views import make_empty_view, make_view
 
 from dtkit.views.controls import CANNOT_CLICK
+from dtkit.views.pace import Budget
 from dtkit.views.panel import WidgetDashboard
 
 
@@ -123,7 +124,10 @@ def test_few_ranks_have_no_switch(
 def test_without_clicks_every_button_says_what_to_press(outputs: Displayed, clock: Clock) -> None:
     assert len(outputs) == 0
     dashboard = WidgetDashboard(
-        on_stop=lambda: None, on_pause=lambda _: None, can_click=lambda: False, clock=clock
+        on_stop=lambda: None,
+        on_pause=lambda _: None,
+        can_click=lambda: False,
+        budget=Budget(clock),
     )
     dashboard.start(make_view(12))
     buttons = find(dashboard, ipywidgets.Button)

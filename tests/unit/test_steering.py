@@ -9,6 +9,7 @@ from run_views import make_view
 
 from dtkit.livecontrol import LR_FACTOR, LiveControl
 from dtkit.telemetry import ControlView
+from dtkit.views.pace import Budget
 from dtkit.views.panel import WidgetDashboard
 from dtkit.views.steering import moved
 
@@ -27,8 +28,7 @@ def a_panel(*, is_live: bool, can_click: bool = True) -> tuple[WidgetDashboard, 
         on_control=lambda name, value: moves.append((name, value)),
         is_live=is_live,
         can_click=lambda: can_click,
-        clock=lambda: now_s[0],
-        cpu_clock=lambda: 0.0,
+        budget=Budget(lambda: now_s[0], lambda: 0.0, lambda: 0.0),
     )
     panel.start(make_view(controls=CONTROLS))
 

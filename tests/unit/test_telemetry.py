@@ -111,6 +111,38 @@ def test_a_rank_far_behind_does_not_stop_the_record() -> None:
     assert state.view().step > 11_000
 
 
+def test_steps_at_which_nobody_looks_are_all_there() -> None:
+    state = started(2)
+    for first in range(1, 30_001, 1000):
+        for rank in range(2):
+            losses = [1 / n for n in range(first, first + 1000)]
+            state.handle(steps(rank, first, first + 999, loss=losses))
+    np.testing.assert_allclose(state.history()["loss"], 1 / np.arange(1, 30_001))
+
+
+def test_rates_of_a_long_run_are_those_of_its_steps() -> None:
+    state = started(2)
+    for first in range(1, 3001, 50):
+        for rank in range(2):
+            batch = steps(rank, first, first + 49, step_ms=10.0 + 10.0 * (first > 1500))
+            state.handle(batch)
+        state.view()
+    curve = state.view().rate_curve
+    early, rate = curve.step <= 1500, curve.lines["all ranks"]
+    np.testing.assert_allclose(rate[early], 6400.0)
+    np.testing.assert_allclose(rate[~early][3:], 3200.0)
+    np.testing.assert_allclose(curve.lines["slowest"], rate)
+
+
+def test_of_many_ranks_the_median_is_drawn() -> None:
+    state = started(10)
+    for rank in range(10):
+        state.handle(steps(rank, 1, 4 if rank < 9 else 2, step_ms=float(rank)))
+    lines = state.curves()["ms of a step by rank"].lines
+    assert lines["slowest"].tolist() == [9.0, 9.0, 8.0, 8.0]
+    assert lines["median"].tolist() == [4.5, 4.5, 4.0, 4.0]
+
+
 def test_the_history_is_as_long_as_the_run_and_the_view_is_not() -> None:
     state = started(1)
     for first in range(1, 5001, 100):
