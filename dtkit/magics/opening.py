@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from IPython.core.error import UsageError
@@ -208,10 +209,6 @@ def _add_launch(parser: Parser) -> None:
     )  # fmt: skip
 
 
-_LAUNCH = ("profile", "interface", "python", "ssh", "mpi", "nodes", "partition", "account",
-           "gpus_per_node", "time", "sbatch")  # fmt: skip
-
-
 def parse_init(line: str) -> argparse.Namespace:
     """Return the arguments of `%dist_init`, with `lease` and `launch` as what they stand for."""
     args = INIT.parse(line)
@@ -224,9 +221,9 @@ def parse_init(line: str) -> argparse.Namespace:
     if args.check and args.engines == "local":
         msg = "--check looks at other hosts: add --engines ssh --hosts alpha,beta"
         raise UsageError(msg)
-    options = {name: getattr(args, name) for name in _LAUNCH}
+    options = {field.name: getattr(args, field.name) for field in fields(Launch)}
     hosts = parse_hosts(args.hosts) if args.hosts else ()
-    args.launch = Launch(engines=args.engines, hosts=hosts, **options)
+    args.launch = Launch(**{**options, "hosts": hosts})
     return args
 
 

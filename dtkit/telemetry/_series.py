@@ -121,7 +121,8 @@ class RankSeries:
 
     def rows(self, steps: NDArray[np.int64]) -> Floats:
         """Return (num_columns, num_steps); columns of steps that are not here are NaN."""
-        return rows_of(self.ring[None], steps)[0]
+        found: Floats = rows_of(self.ring[None], steps)[0]
+        return found
 
     def view(self, recent: Sequence[float]) -> RankView:
         """Return it as it is now; `recent` is its row of `recent_of`."""

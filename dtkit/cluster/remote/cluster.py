@@ -15,6 +15,7 @@ from dtkit.cluster.remote.agent import FIRST_ENGINE
 from dtkit.cluster.remote.agents import AgentsCluster
 from dtkit.cluster.remote.facts import HostFacts
 from dtkit.cluster.remote.jobs import MpiFleet, SlurmFleet
+from dtkit.cluster.remote.network import address_of
 from dtkit.cluster.remote.placing import place
 from dtkit.cluster.remote.profiles import ProfileFleet
 from dtkit.cluster.remote.ssh import SshFleet
@@ -26,6 +27,7 @@ from dtkit.values import HostCheck
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from dtkit.cluster.remote.fleet import Fleet
     from dtkit.guard.record import SessionRecord
     from dtkit.launch import Launch
 
@@ -142,7 +144,7 @@ class RemoteCluster(AgentsCluster):
     def _name(self, number: int) -> str:
         return self._fleet.names[number] if self._fleet.names else f"agent {number}"
 
-    def _new_fleet(self) -> SshFleet | MpiFleet | SlurmFleet | ProfileFleet:
+    def _new_fleet(self) -> Fleet:
         if self._launch.engines == "ssh":
             return SshFleet(self._launch)
         if self._launch.engines == "mpi":
@@ -206,7 +208,8 @@ class RemoteCluster(AgentsCluster):
         super().stop(is_hurried=is_hurried)
 
     def _start_agents(self, on_stage: Callable[[str], None]) -> None:
-        address = self._fleet.own_address()
+        wanted = self._launch.interface
+        address = address_of(wanted) if wanted else self._fleet.own_address()
         on_stage(f"starting controller on {address}")
         self.starter.start_controller([f"--ip={address}", "--IPController.enable_curve=True"])
         self.remember(self.starter.pids())
@@ -216,7 +219,7 @@ class RemoteCluster(AgentsCluster):
         info = (self.dir / "security" / "ipcontroller-engine.json").read_text()
         options = {
             "session": self.record.id, "notebook_dir": str(Path.cwd()),
-            "interface": self._launch.interface,
+            "interface": wanted,
         }  # fmt: skip
         self._fleet.start(options, info, self._agent_may_have_ended, quiet_logger())
         self.remember(self._fleet.pids)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 import shutil
 import subprocess
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ipyparallel.cluster.launcher import MPIEngineSetLauncher, SlurmEngineSetLauncher
 
-from dtkit.cluster.remote.network import address_of, address_towards, only_address
+from dtkit.cluster.remote.fleet import agent_command, agent_environment
+from dtkit.cluster.remote.network import address_towards, only_address
 from dtkit.errors import StartError
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ class MpiFleet:
     """
 
     names: tuple[str, ...] = ()
-    """Known only when the agents have said where they are."""
 
     def __init__(self, launch: Launch, folder: Path) -> None:
         self._launch = launch
@@ -58,9 +57,7 @@ class MpiFleet:
         self.num_agents: int = max(1, len(launch.hosts))
 
     def own_address(self) -> str:
-        """Return the address of this host at which the others are to reach it."""
-        if self._launch.interface:
-            return address_of(self._launch.interface)
+        """Return the address of this host towards the first of the others."""
         if not self._launch.hosts:
             return "127.0.0.1"
         return address_towards(self._launch.hosts[0].name)
@@ -68,17 +65,7 @@ class MpiFleet:
     def start(
         self, options: dict[str, Any], info: str, on_exit: Callable[..., None], log: Any
     ) -> None:
-        """Start all agents.
-
-        Args:
-            options: what `DTKIT_AGENT` is to say.
-            info: how the controller is reached.
-            on_exit: called on a thread with the number of an agent that has ended.
-            log: takes what ipyparallel reports.
-
-        Raises:
-            StartError: there is no mpirun.
-        """
+        """Start all agents, unless there is no mpirun."""
         hosts = ",".join(f"{host.name}:1" for host in self._launch.hosts)
         self._launcher = _Mpirun(
             mpi_cmd=[_mpirun()],
@@ -86,8 +73,8 @@ class MpiFleet:
                 *(["--host", hosts, "--map-by", "ppr:1:node"] if hosts else []),
                 *(word for name in _ENV for word in ("-x", name)), *self._launch.words("mpi"),
             ],
-            engine_cmd=_agent_command(self._launch), engine_args=[],
-            environment=_environment(options, info),
+            engine_cmd=agent_command(self._launch), engine_args=[],
+            environment=agent_environment(options, info),
             profile_dir=str(self._log.parents[1]), output_file=str(self._log), log=log,
         )  # fmt: skip
 
@@ -150,34 +137,19 @@ class SlurmFleet:
         self.pids: list[int] = []
 
     def own_address(self) -> str:
-        """Return the address of this host at which the nodes are to reach it.
-
-        Raises:
-            StartError: there are several.
-        """
-        if self._launch.interface:
-            return address_of(self._launch.interface)
+        """Return the only address of this host."""
         return only_address()
 
     def start(
         self, options: dict[str, Any], info: str, _on_exit: Callable[..., None], log: Any
     ) -> None:
-        """Submit the job.
-
-        Args:
-            options: what `DTKIT_AGENT` is to say.
-            info: how the controller is reached; it travels in the job's environment.
-            log: takes what ipyparallel reports.
-
-        Raises:
-            StartError: Slurm does not take it; the text has its own words.
-        """
+        """Submit the job; what the agents are told travels in its environment."""
         self._log.parent.mkdir(parents=True, exist_ok=True)
         lines = [f"#SBATCH {word}" for word in self._options()]
-        command = shlex.join(_agent_command(self._launch))
+        command = shlex.join(agent_command(self._launch))
         self._launcher = _Sbatch(
             work_dir=str(self._folder), profile_dir=str(self._folder), log=log,
-            environment=_environment(options, info), output_file=str(self._log),
+            environment=agent_environment(options, info), output_file=str(self._log),
             batch_template="\n".join([
                 "#!/bin/sh", *lines, f"exec srun --kill-on-bad-exit=0 --wait=0 {command}", "",
             ]).replace("{", "{{").replace("}", "}}"),
@@ -193,11 +165,7 @@ class SlurmFleet:
             raise StartError(msg) from None
 
     def waits_for(self) -> str:
-        """Return the job's place in the queue; empty: it runs.
-
-        Raises:
-            StartError: it has ended.
-        """
+        """Return the job's place in the queue."""
         words = ["squeue", "--noheader", "--states=all", f"--jobs={self._launcher.job_id}"]
         state, _, rest = _output([*words, "--format=%T|%r|%P|%S"]).partition("|")
         if state == "RUNNING":
@@ -246,14 +214,6 @@ class SlurmFleet:
 def _mpirun() -> str:
     """Return mpirun's path: that of the machine, or one that pip has put beside Python."""
     return shutil.which("mpirun") or str(Path(sys.executable).with_name("mpirun"))
-
-
-def _agent_command(launch: Launch) -> list[str]:
-    return [launch.python or sys.executable, "-m", "dtkit.cluster.remote.agent"]
-
-
-def _environment(options: dict[str, Any], info: str) -> dict[str, str]:
-    return {"DTKIT_AGENT": json.dumps({**options, "number": None}), "IPP_CONNECTION_INFO": info}
 
 
 def _output(command: list[str]) -> str:

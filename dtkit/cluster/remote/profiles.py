@@ -17,7 +17,8 @@ from ipyparallel.cluster.launcher import BatchSystemLauncher, LauncherError
 from IPython.core.profiledir import ProfileDir, ProfileDirError
 from IPython.paths import get_ipython_dir
 
-from dtkit.cluster.remote.network import address_of, only_address
+from dtkit.cluster.remote.fleet import AGENT
+from dtkit.cluster.remote.network import only_address
 from dtkit.cluster.remote.told import write_told
 from dtkit.errors import InvalidInputError, StartError
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["ProfileFleet"]
 
 _ENGINE = ["-m", "ipyparallel.engine"]
-_AGENT = ["-m", "dtkit.cluster.remote.agent"]
 _NUM_LOG_BYTES = 4000
 
 # Any, below: ipyparallel is untyped.
@@ -47,7 +47,6 @@ class ProfileFleet:
     """
 
     names: tuple[str, ...] = ()
-    """Known only when the agents have said where they are."""
 
     def __init__(self, launch: Launch, folder: Path) -> None:
         self._launch = launch
@@ -62,29 +61,13 @@ class ProfileFleet:
         self.pids: list[int] = []
 
     def own_address(self) -> str:
-        """Return the address of this host at which the nodes are to reach it.
-
-        Raises:
-            StartError: there are several.
-        """
-        if self._launch.interface:
-            return address_of(self._launch.interface)
+        """Return the address that the profile names, else the only one of this host."""
         return str(self._cluster.controller_ip) or only_address()
 
     def start(
         self, options: dict[str, Any], info: str, _on_exit: Callable[..., None], log: Any
     ) -> None:
-        """Let the launcher start the agents.
-
-        Args:
-            options: what `DTKIT_AGENT` would say.
-            info: how the controller is reached.
-            log: takes what ipyparallel reports.
-
-        Raises:
-            InvalidInputError: the launcher's template names no program.
-            StartError: it could not; the text has its own words.
-        """
+        """Let the launcher start the agents; they read from a file what they are told."""
         launcher = self._cluster.engine_launcher_class(
             work_dir=str(self._folder), parent=self._cluster, log=log, cluster_id="",
             profile_dir=str(self._folder), engine_set_id=self._folder.name,
@@ -92,7 +75,7 @@ class ProfileFleet:
         _check_template(launcher)
         command = list(launcher.engine_cmd)
         python = command[0] if command[1:] == _ENGINE else sys.executable
-        launcher.engine_cmd = [self._launch.python or python, *_AGENT]
+        launcher.engine_cmd = [self._launch.python or python, *AGENT]
         launcher.engine_args = ["--told", str(self._told)]
         write_told(self._told, options, json.loads(info), self.num_agents)
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import shlex
 import subprocess
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from ipyparallel.cluster.launcher import SSHEngineLauncher
 from ipyparallel.cluster.shellcmd import ShellCommandSend
 
-from dtkit.cluster.remote.network import address_of, address_towards
+from dtkit.cluster.remote.fleet import agent_command, agent_environment
+from dtkit.cluster.remote.network import address_towards
 from dtkit.errors import StartError
 
 if TYPE_CHECKING:
@@ -141,13 +141,7 @@ class SshFleet:
         self._folders: dict[int, str] = {}
 
     def own_address(self) -> str:
-        """Return the address of this host at which the others are to reach it.
-
-        Raises:
-            StartError: nothing leads to them.
-        """
-        if self._launch.interface:
-            return address_of(self._launch.interface)
+        """Return the address of this host towards the first of the others."""
         name = self.names[0]
         config = self._run(["ssh", *self._options, "-G", name], name)
         target = re.search(r"^hostname (.+)$", config, re.MULTILINE)
@@ -164,18 +158,7 @@ class SshFleet:
     def start(
         self, options: dict[str, Any], info: str, on_exit: Callable[..., None], log: Any
     ) -> None:
-        """Start all agents at once.
-
-        Args:
-            options: what `DTKIT_AGENT` is to say.
-            info: how the controller is reached.
-            on_exit: called on a thread with the number of an agent that may have ended, and
-                `is_certain`.
-            log: takes what ipyparallel reports.
-
-        Raises:
-            StartError: an agent could not be started; the text names the fix.
-        """
+        """Start all agents at once."""
 
         def start(number: int) -> None:
             name = self.names[number]
@@ -183,10 +166,9 @@ class SshFleet:
             launcher = self._launchers[number] = _HostLauncher(
                 ssh_args=list(self._options), scp_args=list(self._options), to_send=[],
                 hostname=name, remote_python=self._python, remote_profile_dir=folder,
-                engine_cmd=[self._python, "-m", "dtkit.cluster.remote.agent"], engine_args=[],
-                environment={"DTKIT_AGENT": json.dumps({**options, "number": number}),
-                             "DTKIT_AGENT_FOLDER": folder,
-                             "IPP_CONNECTION_INFO": info},
+                engine_cmd=agent_command(self._launch), engine_args=[],
+                environment={**agent_environment(options, info, number),
+                             "DTKIT_AGENT_FOLDER": folder},
                 profile_dir=folder, identifier=name, log=log,
             )  # fmt: skip
             where = [*self._options, name]
@@ -220,11 +202,7 @@ class SshFleet:
         return str(launcher.get_output()) if launcher else ""
 
     def stop(self, closed: Collection[int]) -> None:
-        """End what was started, and wait for its end.
-
-        Args:
-            closed: agents that were asked to end, and end by themselves.
-        """
+        """End what was started, and wait for its end."""
 
         def stop(number: int) -> None:
             launcher = self._launchers.get(number)
