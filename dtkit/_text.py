@@ -271,7 +271,7 @@ def _table(view: RunView) -> list[str]:
         ratio = ratios.get(rank.rank)
         rows.append((
             f"{rank.rank} {why}".rstrip(),
-            rank.device or _UNKNOWN,
+            view.place_of(rank) or _UNKNOWN,
             f"{rank.step:,}",
             format_ms(rank.step_ms),
             f"{ratio:.2f} x{' slow' if ratio > SLOW_RATIO else ''}" if ratio else _UNKNOWN,

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -133,6 +134,9 @@ class SshHosts:
         startup = Path.home() / ".bashrc"
         if startup.exists():  # what this machine's user does at a login is not part of the test
             script.append(f"mount --bind /dev/null {shlex.quote(str(startup))}")
+        boot = self._folder / f"boot-{name}"
+        boot.write_text(f"{uuid.uuid4()}\n")  # hosts that were not started together
+        script.append(f"mount --bind {shlex.quote(str(boot))} /proc/sys/kernel/random/boot_id")
         if self._hidden is not None and name != self.names[0]:
             script.append(f"mount -t tmpfs none {shlex.quote(str(self._hidden))}")
         script.append(f"exec {_SSHD} -D -e -f {shlex.quote(str(config))}")

@@ -73,6 +73,14 @@ class EngineSet(LocalEngineSetLauncher):  # type: ignore[misc]  # ipyparallel is
 class Controller(LocalControllerLauncher):  # type: ignore[misc]  # ipyparallel is untyped
     """Start the controller, and notice its end."""
 
+    def find_args(self) -> list[str]:
+        command = [sys.executable, "-m", self.parent.controller_module]
+        return [*command, *self.cluster_args, *self.controller_args]
+
+    def get_env(self) -> dict[str, str]:
+        env: dict[str, str] = super().get_env()
+        return {**env, "DTKIT_SESSION_DIR": self.profile_dir}
+
     def _wait(self) -> None:
         self.parent.on_controller_exit(self._popen_process.wait())
 
@@ -81,5 +89,6 @@ class Launched(ipp.Cluster):  # type: ignore[misc]  # ipyparallel is untyped
     """ipyparallel's cluster, with what its launchers are to know of ours."""
 
     slot_env: tuple[dict[str, str], ...] = ()
+    controller_module: str = "ipyparallel.controller"
     on_engine_exit: Callable[[int, int], None]
     on_controller_exit: Callable[[int], None]

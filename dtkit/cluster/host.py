@@ -123,7 +123,7 @@ class HostCluster:
         self.remember(self.starter.pids())
         self.engines.note_return(ranks)
 
-    def bring_files(self, folder: Path) -> None:
+    def bring_files(self, folder: Path, *, is_over: bool = True) -> None:
         """Bring what ranks on other hosts have written of a run; here there are none."""
 
     def leave(self) -> None:

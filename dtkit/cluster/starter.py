@@ -75,12 +75,16 @@ class Starter:
         ProfileDir.create_profile_dir(self._cluster.profile_dir)
         self._cluster.start_engines_sync()
 
-    def start_controller(self, options: Sequence[str] = ()) -> None:
+    def start_controller(
+        self, options: Sequence[str] = (), module: str = "ipyparallel.controller"
+    ) -> None:
         """Start the controller.
 
         Args:
             options: further ones, of ipyparallel's.
+            module: what is run; it takes them.
         """
+        self._cluster.controller_module = module
         self._cluster.controller_args = [*_CONTROLLER_ARGS, *options]
         ProfileDir.create_profile_dir(self._cluster.profile_dir)
         self._cluster.start_controller_sync()

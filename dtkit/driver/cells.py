@@ -70,8 +70,8 @@ class CellVerbs(SessionCore):
             ranks=chosen,
             name=name,
             environment=self.environment(),
+            gather=lambda ended: self._cluster.bring_files(ended.dir),
         )
-        run.at_end(lambda ended: self._cluster.bring_files(ended.dir))
         run.at_end(lambda ended: advise(ended, lambda: self._probe(chosen)))
         Registry.run = run
         return run, self._conductor.train(run)

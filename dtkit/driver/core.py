@@ -213,6 +213,7 @@ class SessionCore:
         for note in facts.notes:
             run.note(note)
         run.write()  # who drives it now
+        run.at_end(lambda ended: self._cluster.bring_files(ended.dir))
         accompany(run)
         return run, self._conductor.follow(
             run, FollowedExecution(run, self._engines, self._cluster.bring_files)

@@ -48,8 +48,12 @@ def post(folder: Path, module: str = "dtkit.guard") -> Identity | None:
     return Identity.of(pid)
 
 
-def post_again(folder: Path) -> bool:
+def post_again(folder: Path, module: str = "dtkit.guard") -> bool:
     """Start another guardian if a session has neither kernel nor guardian; return whether.
+
+    Args:
+        folder: the session's.
+        module: what is run.
 
     Raises:
         OSError: its folder is gone, or takes nothing.
@@ -60,16 +64,16 @@ def post_again(folder: Path) -> bool:
         record = SessionRecord.read(folder)
         if record is None or not _is_alone(record):
             return False
-        replace(record, guardian=post(folder)).write()
+        replace(record, guardian=post(folder, module)).write()
         return True
 
 
-def keep_posted(folder: Path) -> None:
+def keep_posted(folder: Path, module: str = "dtkit.guard") -> None:
     """Look now and then, for ever, whether a session needs another guardian."""
     while True:
         time.sleep(_LOOK_S)
         with contextlib.suppress(OSError):  # the session has ended
-            post_again(folder)
+            post_again(folder, module)
 
 
 def _is_alone(record: SessionRecord | None) -> bool:

@@ -143,6 +143,11 @@ class RunView:
     changes: tuple[ControlChange, ...] = ()
     """What the user changed while it went on, in order."""
 
+    def place_of(self, rank: RankView) -> str:
+        """Return "cuda:0", or "alpha cuda:0" if the ranks are on several hosts."""
+        has_several = len({each.host for each in self.ranks if each.host}) > 1
+        return f"{rank.host} {rank.device}" if has_several else rank.device
+
     @property
     def remarks(self) -> tuple[str, ...]:
         """The notes, and what was changed by hand."""

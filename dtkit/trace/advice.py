@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from dtkit.trace.analysis import Analysis, Straggler
 
 __all__ = ["LEAST_SHARE", "advise"]
@@ -35,15 +37,20 @@ _IDLE = (
 )
 
 
-def advise(found: Analysis) -> tuple[str, ...]:
-    """Return what is worth changing, what costs most first."""
+def advise(found: Analysis, names: Mapping[int, str] | None = None) -> tuple[str, ...]:
+    """Return what is worth changing, what costs most first.
+
+    Args:
+        found: the numbers.
+        names: what ranks are called, as `names_of` says it; None: by their numbers.
+    """
     late = next((s for s in found.stragglers if s.cause), None)
     is_late = late is not None and late.share >= LEAST_SHARE
     data = _common_data_share(found, late if is_late else None)
     transfer, idle = found.share("transfer"), found.share("idle")
     sentences: list[tuple[float, str]] = []
     if late is not None and is_late:
-        sentences.append((late.share, _about_straggler(found, late)))
+        sentences.append((late.share, _about_straggler(found, late, names or {})))
     else:
         waited = found.share("waited")
         if waited >= LEAST_SHARE:
@@ -63,12 +70,11 @@ def _common_data_share(found: Analysis, late: Straggler | None) -> float:
     return min(shares) if late is not None and late.cause == "data" else sum(shares) / len(shares)
 
 
-def _about_straggler(found: Analysis, late: Straggler) -> str:
+def _about_straggler(found: Analysis, late: Straggler, names: Mapping[int, str]) -> str:
     who = "The other rank waits" if len(found.ranks) == 2 else "The other ranks wait"  # noqa: PLR2004
     why = _LATE[late.cause].format(ms=late.excess_ms)
-    return (
-        f"{who} {late.share:.0%} of the step ({late.waited_ms:.1f} ms) for rank {late.rank}, {why}."
-    )
+    name = names.get(late.rank, f"rank {late.rank}")
+    return f"{who} {late.share:.0%} of the step ({late.waited_ms:.1f} ms) for {name}, {why}."
 
 
 def _about_transfer(found: Analysis, share: float) -> str:

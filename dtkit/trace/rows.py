@@ -167,6 +167,13 @@ class RankTrace:
         return max(self.head.error_ns, self.clock.error_ns if self.clock else 0)
 
 
+def names_of(traces: Iterable[RankTrace]) -> dict[int, str]:
+    """Return what ranks are called: with what their hosts call themselves, if there are several."""
+    hosts = {trace.head.rank: trace.head.host for trace in traces}
+    has_several = len(set(hosts.values())) > 1
+    return {r: f"rank {r} on {host}" if has_several else f"rank {r}" for r, host in hosts.items()}
+
+
 def encode_names(groups: dict[int, tuple[int, ...]], tensors: dict[int, Tensors]) -> bytes:
     """Return a line of names."""
     return json.dumps({"groups": groups, "tensors": tensors}).encode() + b"\n"

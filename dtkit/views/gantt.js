@@ -1,7 +1,8 @@
 // The timeline of all ranks on a canvas: the wheel zooms, dragging moves, a double click shows all.
 
 const ROW_PX = 34;
-const LEFT_PX = 58;
+const FONT = "11px system-ui, sans-serif";
+const MIN_LEFT_PX = 58, MAX_LEFT_PX = 160;
 const AXIS_PX = 26;
 const MIN_SPAN_MS = 0.01;
 
@@ -45,6 +46,12 @@ function render({ model, el }) {
   words.textContent = hint;
   el.append(canvas, legend, words);
 
+  const labels = ranks.map((name) => name.split(" on ")); // the host below the rank
+  const ruler = canvas.getContext("2d");
+  ruler.font = FONT;
+  const widest = Math.max(...labels.flat().map((text) => ruler.measureText(text).width));
+  const leftPx = Math.min(MAX_LEFT_PX, Math.max(MIN_LEFT_PX, widest + 12));
+
   function draw() {
     const width = canvas.clientWidth || 700;
     const height = ROW_PX * ranks.length + AXIS_PX;
@@ -55,10 +62,10 @@ function render({ model, el }) {
     const pen = canvas.getContext("2d");
     pen.scale(ratio, ratio);
     pen.clearRect(0, 0, width, height);
-    const scale = (width - LEFT_PX) / (to - from);
-    const x = (t) => LEFT_PX + (t - from) * scale;
-    pen.font = "11px system-ui, sans-serif";
-    const { found, digits } = ticks(from, to, width - LEFT_PX);
+    const scale = (width - leftPx) / (to - from);
+    const x = (t) => leftPx + (t - from) * scale;
+    pen.font = FONT;
+    const { found, digits } = ticks(from, to, width - leftPx);
     for (const t of found) {
       pen.fillStyle = "#E3E3E3";
       pen.fillRect(x(t), 0, 1, height - AXIS_PX + 4);
@@ -68,7 +75,7 @@ function render({ model, el }) {
     }
     pen.save();
     pen.beginPath();
-    pen.rect(LEFT_PX, 0, width - LEFT_PX, height);
+    pen.rect(leftPx, 0, width - leftPx, height);
     pen.clip();
     for (let i = 0; i < numSpans; i++) {
       const [row, kind, start, stop] = data.subarray(5 * i, 5 * i + 4);
@@ -81,7 +88,8 @@ function render({ model, el }) {
     pen.restore();
     pen.fillStyle = "#333";
     pen.textAlign = "left";
-    ranks.forEach((rank, row) => pen.fillText(`rank ${rank}`, 4, ROW_PX * row + 17));
+    labels.forEach((lines, row) => lines.forEach((text, i) =>
+      pen.fillText(text, 4, ROW_PX * row + 17 + 12 * i, leftPx - 8)));
     canvas.dataset.from = from;
     canvas.dataset.to = to;
   }
@@ -93,7 +101,7 @@ function render({ model, el }) {
     draw();
   }
   const at = (event) =>
-    from + ((event.offsetX - LEFT_PX) / (canvas.clientWidth - LEFT_PX)) * (to - from);
+    from + ((event.offsetX - leftPx) / (canvas.clientWidth - leftPx)) * (to - from);
   function zoom(factor, t) {
     show(t - (t - from) * factor, t + (to - t) * factor);
   }
@@ -104,7 +112,7 @@ function render({ model, el }) {
     for (let i = 0; i < numSpans; i++) {
       const [r, kind, start, stop, step] = data.subarray(5 * i, 5 * i + 5);
       if (r === row && start <= t && t <= stop && isLow === Boolean(kinds[kind][2])) {
-        text = `rank ${ranks[row]}, step ${step}: ${kinds[kind][0]}, ${(stop - start).toFixed(3)} ms`;
+        text = `${ranks[row]}, step ${step}: ${kinds[kind][0]}, ${(stop - start).toFixed(3)} ms`;
       }
     }
     words.textContent = text;
@@ -121,7 +129,7 @@ function render({ model, el }) {
   });
   canvas.addEventListener("pointermove", (event) => {
     if (held === null) return name(event);
-    const moved = ((held.x - event.offsetX) / (canvas.clientWidth - LEFT_PX)) * (held.to - held.from);
+    const moved = ((held.x - event.offsetX) / (canvas.clientWidth - leftPx)) * (held.to - held.from);
     show(held.from + moved, held.to + moved);
   });
   canvas.addEventListener("pointerup", () => { held = null; });

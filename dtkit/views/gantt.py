@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
-from dtkit.trace.rows import PHASES
+from dtkit.trace.rows import PHASES, names_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,7 +84,8 @@ def _draw_rows(axes: Axes, traces: Sequence[RankTrace]) -> None:
                 color="#333333",
                 lw=0.5,
             )
-    axes.set_yticks(range(len(kept)), [f"rank {rank}" for rank in kept])
+    names = names_of(traces)
+    axes.set_yticks(range(len(kept)), [names[rank].replace(" on ", "\n") for rank in kept])
     axes.set_ylim(len(kept) - 0.5, -0.5)
     axes.set_xlabel("milliseconds", fontsize=8)
     axes.tick_params(labelsize=8, length=0)

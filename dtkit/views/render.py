@@ -116,7 +116,6 @@ def ranks_table(view: RunView, *, is_full: bool = False) -> str:
     """Return one row per rank; of many ranks only the telling ones, unless `is_full`."""
     rows = [(rank, "") for rank in view.ranks] if is_full else telling_ranks(view)
     ratios = slowdown(view)
-    has_hosts = len({rank.host for rank in view.ranks if rank.host}) > 1
     has_why = any(why for _, why in rows)
     head = "".join(
         f'<th scope="col" title="{title}" style="width:{wide if has_why else width}%;'
@@ -124,7 +123,7 @@ def ranks_table(view: RunView, *, is_full: bool = False) -> str:
         for name, width, wide, align, title in _COLUMNS
     )
     body = "".join(
-        _row(rank, why, ratios.get(rank.rank, math.nan), has_hosts=has_hosts) for rank, why in rows
+        _row(rank, why, ratios.get(rank.rank, math.nan), view.place_of(rank)) for rank, why in rows
     )
     return (
         f'<table style="{_TEXT};font-size:12px;{_TABLE}">'
@@ -253,8 +252,7 @@ def _loss_reading(view: RunView) -> str:
     return f'<span style="color:{VERMILION}">▲</span> best {format_loss(view.best_loss)}'
 
 
-def _row(rank: RankView, why: str, ratio: float, *, has_hosts: bool) -> str:
-    device = f"{rank.host} {rank.device}" if has_hosts else rank.device
+def _row(rank: RankView, why: str, ratio: float, device: str) -> str:
     where = escape(f"{rank.host}, process {rank.pid}")
     # Without a step the compute time says 0, which is not what it was.
     compute_ms = math.nan if math.isnan(rank.step_ms) else rank.compute_ms

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dtkit.errors import InvalidInputError
+from dtkit.trace.rows import names_of
 from dtkit.views.gantt import COLOURS, FLYING, alt_text
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def zoomable(traces: Sequence[RankTrace]) -> Any:  # Any: anywidget is there or 
     newest = float(found[:, 4].max(initial=0)) - _OPENING_STEPS
     start_ms = float(found[found[:, 4] > newest, 2].min(initial=end_ms))
     return Gantt(
-        ranks=[trace.head.rank for trace in traces],
+        ranks=list(names_of(traces).values()),
         kinds=[
             *([name, colour, False] for name, colour in COLOURS.items()),
             ["collective under way", FLYING, True],

@@ -18,9 +18,12 @@ import pytest
 from rig import DIGITS, Rig, relative_error
 
 import dtkit
+from dtkit._text import slow_ranks, summary_text
 from dtkit.cluster.remote.ssh import SshFleet
 from dtkit.errors import RankError, StartError
 from dtkit.launch import Launch, parse_hosts
+from dtkit.options import RunOptions
+from dtkit.views.render import ranks_table
 from testbed.sshd import SshHosts, why_no_ssh_hosts
 
 if TYPE_CHECKING:
@@ -199,6 +202,33 @@ def test_training_gives_the_curve_of_one_device(rig: Rig) -> None:
     rig.assert_same_weights("model")
     assert (run.dir / "rank-0.jsonl").stat().st_size
     assert (run.dir / "rank-2.jsonl").stat().st_size  # written in that host's own folder
+
+
+def test_a_straggler_on_the_other_host_is_named_with_its_host(rig: Rig) -> None:
+    slow = "    time.sleep(0.03 if rank == 2 else 0.0)\n    loss = "
+    cell = "import time" + CELL.replace("    loss = ", slow)
+    run = rig.train(cell, options=RunOptions(timeline=""))
+    timeline = run.timeline()
+    late = timeline.analysis.stragglers[0]
+    assert (late.rank, late.cause) == (2, "compute")
+    assert "for rank 2 on host-b, which computes" in timeline.advice[0]
+    rows = repr(timeline).splitlines()
+    assert [row.split()[:3] for row in rows if re.match(r"\d on host", row)] == [
+        ["0", "on", "host-a"], ["1", "on", "host-a"], ["2", "on", "host-b"]
+    ]  # fmt: skip
+
+    trace = json.loads((run.dir / "timeline.json").read_text())["otherData"]
+    assert [clock["host"] for clock in trace["clocks"].values()] == ["host-a", "host-a", "host-b"]
+    for clock in trace["clocks"].values():  # they are one machine's: what is told holds
+        assert abs(clock["offset_us"]) <= clock["error_us"]
+        assert abs(clock["offset_us"] + clock.get("drift_us", 0.0)) <= clock["error_us"]
+    assert 0.0 < trace["error_us"] == trace["clocks"]["2"]["error_us"]
+
+    view = run.view()
+    assert slow_ranks(view) == [2]
+    for table in (summary_text(view, ()), ranks_table(view)):
+        (row,) = [row for row in re.split("\n|<tr", table) if "slow" in row]
+        assert "host-b cpu" in row
 
 
 def test_nothing_listens_beyond_the_interface(hosts: SshHosts, session: dtkit.Session) -> None:

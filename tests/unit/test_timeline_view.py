@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,6 +55,22 @@ def test_a_timeline_shows_shares_stragglers_and_advice(tmp_path: Path) -> None:
     assert 'alt="Phases of 2 ranks in steps 7 to 10' in shown["text/html"]
     picture = Image.open(io.BytesIO(base64.b64decode(shown["image/png"])))
     assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
+
+
+def test_over_several_hosts_ranks_are_named_with_theirs(tmp_path: Path) -> None:
+    run = make_finished(tmp_path, "a", [Plan(), Plan(data=31)])
+    traces = make_traces([Plan(), Plan(data=31)])
+    for trace, host in zip(traces, ("alpha", "beta"), strict=True):
+        trace.head = replace(trace.head, host=host, error_ns=120_000 * trace.head.rank)
+    write_rows(run.dir, traces)
+    timeline = run.timeline()
+    assert "for rank 1 on beta, whose DataLoader" in timeline.advice[0]
+    assert timeline.facts()["waited most for"].startswith("rank 1 on beta, ")
+    assert timeline.facts()["hosts' clocks"] == "compared within 0.12 ms"
+    assert "0 on alpha" in repr(timeline)
+    zoomable = pytest.importorskip("anywidget") and timeline.zoomable()
+    assert zoomable.ranks == ["rank 0 on alpha", "rank 1 on beta"]
+    zoomable.close()
 
 
 def test_no_advice_when_nothing_is_wrong(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtkit.cluster.remote.children import Children
-from dtkit.cluster.remote.collecting import read_piece
+from dtkit.cluster.remote.collecting import files_of, read_piece
 from dtkit.cluster.remote.facts import HostFacts
 from dtkit.cluster.remote.farewell import note_agent
 from dtkit.cluster.remote.network import address_of, address_towards, interface_with
@@ -94,6 +94,7 @@ class Agent:
             "ended": lambda _request: {"engines": self._children.ended},
             "log": lambda asked: {"text": self._children.log(int(asked["engine"]))},
             "runs": self._tell_runs,
+            "files": lambda asked: {"files": files_of(asked["folder"])},
             "read": lambda asked: read_piece(asked["path"], asked["offset"]),
             "listen": lambda asked: listen(asked["address"]),
             "measure": lambda asked: measure(

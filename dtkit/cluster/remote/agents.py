@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dtkit.cluster.host import POLL_S, START_TIMEOUT_S, HostCluster
 from dtkit.cluster.remote.collecting import bring_files, bring_states
+from dtkit.cluster.remote.controller import GUARDIAN
 from dtkit.cluster.starter import slot_env
 from dtkit.errors import DtkitError, StartError
 
@@ -36,7 +37,7 @@ class AgentsCluster(HostCluster):
     """The agents, addressed by the number of their host."""
     hosts: dict[int, HostFacts]
     """What each host says of itself, by the number of its agent."""
-    guardian_module = "dtkit.cluster.remote.guardian"
+    guardian_module = GUARDIAN
 
     def watch_agents(self, agents: Engines) -> None:
         """Hear of the end of agents from now on."""
@@ -122,12 +123,16 @@ class AgentsCluster(HostCluster):
         if controller is not None:
             bring_states(self.agents, self.dir, controller)
 
-    def bring_files(self, folder: Path) -> None:
-        """Bring what is new in the files that ranks on other hosts have written of a run."""
+    def bring_files(self, folder: Path, *, is_over: bool = True) -> None:
+        """Bring what is new in the files that ranks on other hosts have written of a run.
+
+        Args:
+            folder: the run's.
+            is_over: whether it has ended: then files that are not only added to are brought too.
+        """
         if not self.agents.is_closed:
-            agent_of = {slot.rank: slot.agent for slot in self.slots}
             with contextlib.suppress(DtkitError):  # the session has ended meanwhile
-                bring_files(self.agents, agent_of, folder)
+                bring_files(self.agents, folder, is_over=is_over)
 
     def leave(self) -> None:
         """Disconnect; the session lives on for its lease."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from dtkit.cluster.engines import Engines
 from dtkit.cluster.host import POLL_S, START_TIMEOUT_S
 from dtkit.cluster.placement import Slot, choose_backend
-from dtkit.cluster.remote import preflight
+from dtkit.cluster.remote import controller, preflight
 from dtkit.cluster.remote.agent import FIRST_ENGINE
 from dtkit.cluster.remote.agents import AgentsCluster
 from dtkit.cluster.remote.facts import HostFacts
@@ -211,7 +211,9 @@ class RemoteCluster(AgentsCluster):
         wanted = self._launch.interface
         address = address_of(wanted) if wanted else self._fleet.own_address()
         on_stage(f"starting controller on {address}")
-        self.starter.start_controller([f"--ip={address}", "--IPController.enable_curve=True"])
+        self.starter.start_controller(
+            [f"--ip={address}", "--IPController.enable_curve=True"], controller.__name__
+        )
         self.remember(self.starter.pids())
         slots = [Slot(i, FIRST_ENGINE + i, 0, None, 1) for i in range(self._fleet.num_agents)]
         self.watch_agents(Engines(self.starter.connect(), slots))

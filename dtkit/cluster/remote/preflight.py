@@ -80,7 +80,8 @@ def without_peer_access(
     found = []
     for number in several:
         answer = answers.get(number, {"error": "its agent does not answer"})
-        pairs = ", ".join(f"{a} and {b}" for a, b in answer.get("pairs", ()))
+        gpus = hosts[number].gpus
+        pairs = ", ".join(f"{gpus[a]} and {gpus[b]}" for a, b in answer.get("pairs", ()))
         if pairs:
             found.append(
                 f"{names[number]}: GPUs {pairs} have no peer access, so NCCL copies between them "

@@ -9,7 +9,7 @@ from dtkit.driver.runs.run import Run
 from dtkit.driver.runs.rundir import new_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from dtkit.options import RunOptions
@@ -27,8 +27,19 @@ def create_run(
     ranks: Sequence[int],
     name: str | None = None,
     environment: dict[str, Any] | None = None,
+    gather: Callable[[Run], None] | None = None,
 ) -> Run:
     """Create a run and its folder.
+
+    Args:
+        runs_dir: where it gets its folder.
+        cell: its source.
+        recipe: how it trains.
+        options: the others.
+        ranks: which take part.
+        name: its name; None: the time.
+        environment: versions and devices.
+        gather: called at its end, before what accompanies it looks into the folder.
 
     Raises:
         InvalidInputError: the name is no plain file name.
@@ -40,5 +51,7 @@ def create_run(
     )  # fmt: skip
     (folder / "cell.py").write_text(cell)
     run.write()
+    if gather is not None:
+        run.at_end(gather)
     accompany(run)
     return run

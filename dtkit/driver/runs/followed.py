@@ -38,10 +38,11 @@ class FollowedExecution:
     Args:
         run: takes what is read.
         engines: tell which ranks are gone.
-        bring_files: brings what ranks on other hosts have written to the run's folder.
+        bring_files: brings what ranks on other hosts have written to the run's folder; takes
+            `is_over`.
     """
 
-    def __init__(self, run: Run, engines: Engines, bring_files: Callable[[Path], None]) -> None:
+    def __init__(self, run: Run, engines: Engines, bring_files: Callable[..., None]) -> None:
         self._bring_files, self._next_s = bring_files, 0.0
         self._run = run
         self._engines = engines
@@ -53,7 +54,7 @@ class FollowedExecution:
     def poll(self) -> bool:
         """Read what is new; return whether the cell has ended on all ranks."""
         if time.monotonic() >= self._next_s:
-            self._bring_files(self._run.dir)
+            self._bring_files(self._run.dir, is_over=False)
             self._next_s = time.monotonic() + _BRING_EVERY_S
         for rank, files in self._files.items():
             files.read(self._run.output.on_message)

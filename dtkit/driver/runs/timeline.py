@@ -12,7 +12,7 @@ from dtkit.errors import InvalidInputError
 from dtkit.trace.advice import advise
 from dtkit.trace.analysis import Analysis, RankTimes, analyse
 from dtkit.trace.profiles import Operators, read_operators
-from dtkit.trace.rows import read_run
+from dtkit.trace.rows import names_of, read_run
 from dtkit.views.comparison import mean_rate
 from dtkit.views.runstable import html_table, text_table
 
@@ -54,10 +54,9 @@ class Timeline:
             )
             raise InvalidInputError(msg)
         self.analysis: Analysis = found
-        hosts = {trace.head.rank: trace.head.host for trace in self._traces}
-        self.hosts: dict[int, str] = hosts if len(set(hosts.values())) > 1 else {}
-        """What each rank's host calls itself; empty: there is one only."""
-        self.advice: tuple[str, ...] = advise(found)
+        self.names: dict[int, str] = names_of(self._traces)
+        """What each rank is called in tables: with its host, if there are several."""
+        self.advice: tuple[str, ...] = advise(found, self.names)
         self._single = _single_rank_run(run)
         self.efficiency: float | None = _efficiency(run, self._single)
 
@@ -69,18 +68,16 @@ class Timeline:
             facts[label] = f"{found.share(name):.0%}"
         late = next(iter(found.stragglers), None)
         facts["waited most for"] = (
-            "nobody" if late is None else f"{self.name(late.rank)}, {late.share:.0%} of the step"
+            "nobody" if late is None else f"{self.names[late.rank]}, {late.share:.0%} of the step"
         )
+        if error_ns := max(trace.error_ns for trace in self._traces):
+            facts["hosts' clocks"] = f"compared within {error_ns / 1e6:.2f} ms"
         facts["samples/s"] = format_rate(mean_rate(self.run.history))
         if self.efficiency is not None and self._single is not None:
             facts["scaling efficiency"] = (
                 f"{self.efficiency:.0%} of {len(self.run.ranks)} × run {self._single.name!r}"
             )
         return facts
-
-    def name(self, rank: int) -> str:
-        """Return a rank as tables name it: with its host, if there are several."""
-        return f"rank {rank} on {self.hosts[rank]}" if self.hosts else f"rank {rank}"
 
     def png(self) -> bytes:
         """Return the picture of the last steps."""
@@ -227,7 +224,7 @@ def _rank_rows(timeline: Timeline) -> list[tuple[str, ...]]:
     names = ("compute", "exposed", "data", "idle", "overlapped")
     return [
         (
-            timeline.name(r.rank).removeprefix("rank "),
+            timeline.names[r.rank].removeprefix("rank "),
             f"{r.step_ms:.1f} ms",
             *(_percent(r, name) for name in names),
         )
@@ -242,7 +239,7 @@ def _percent(times: RankTimes, name: str) -> str:
 def _late_rows(timeline: Timeline) -> list[tuple[str, ...]]:
     return [
         (
-            timeline.name(late.rank),
+            timeline.names[late.rank],
             f"{late.waited_ms:.1f} ms per step",
             f"{late.share:.0%}",
             f"{late.last_share:.0%} of collectives",
