@@ -149,6 +149,8 @@ class Engine:
         await self._tell(request, encode(started))
         interval_s = flush_interval_s(self._num_ranks)
         step = 0
+        # Ranks that began together send together for a while; in the long run each at its own time.
+        await asyncio.sleep(interval_s * random.random())
         while (at_s := time.monotonic() - begun_s) < seconds:
             steps = list(range(step + 1, int(at_s * steps_per_s) + 1))
             if steps:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +15,7 @@ from test_ssh import WAIT, wait_in_a_collective
 
 import dtkit
 from dtkit.errors import RankError, StartError
+from dtkit.guard.record import find_records
 from testbed.sshd import SshHosts, why_no_ssh_hosts
 
 if TYPE_CHECKING:
@@ -108,6 +111,27 @@ def test_a_host_that_is_cut_off_is_given_up(hosts: SshHosts, session: dtkit.Sess
     session.close()
     hosts.network.connect(host, is_connected=True)
     for name in hosts.names:  # an agent that was not told misses the controller
+        wait_until_empty(hosts, name)
+
+
+def test_what_a_kernel_left_that_was_killed_with_its_guardian_is_listed_and_ended(
+    hosts: SshHosts, tmp_path: Path
+) -> None:
+    words = [str(hosts.python), str(hosts.config), str(tmp_path), CELL]
+    session_id = leave_in_a_run(DRIVER, *words)
+    record = next(record for record in find_records() if record.id == session_id)
+    assert record.guardian is not None
+    os.kill(record.guardian.pid, signal.SIGKILL)
+    deadline = time.monotonic() + WAIT_S
+    while True:  # until the controller has put another in its place, and that has asked the hosts
+        (orphan,) = [each for each in dtkit.Session.orphans() if each.id == session_id]
+        if orphan.has_guardian and orphan.run == "lasting":
+            break
+        assert time.monotonic() < deadline, orphan
+        time.sleep(0.1)
+    dtkit.Session.end_orphan(session_id)
+    assert session_id not in [each.id for each in dtkit.Session.orphans()]
+    for name in hosts.names:
         wait_until_empty(hosts, name)
 
 

@@ -231,6 +231,13 @@ def test_a_straggler_on_the_other_host_is_named_with_its_host(rig: Rig) -> None:
         assert "host-b cpu" in row
 
 
+def test_a_checkpoint_in_a_folder_that_a_host_lacks_is_told_with_the_fix(rig: Rig) -> None:
+    run = rig.train(CELL, options=RunOptions(checkpoint_every=10))
+    (note,) = [note for note in run.notes if "checkpoint" in note]
+    assert re.search(r"not written: .* is not on host-b: .* a folder that all hosts see", note)
+    assert run.history.num_steps == 30
+
+
 def test_nothing_listens_beyond_the_interface(hosts: SshHosts, session: dtkit.Session) -> None:
     session.execute("pair = dist.new_group([0, 2])")
     network = ipaddress.ip_network("10.77.0.0/24")

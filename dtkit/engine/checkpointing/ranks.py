@@ -7,6 +7,7 @@ them. They leave words for each other in the group's store.
 from __future__ import annotations
 
 import json
+import platform
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -136,4 +137,9 @@ def reason(error: BaseException) -> str:
     while found is not None and not isinstance(found, OSError):
         found = found.__cause__ or found.__context__
     told = found or error
+    if isinstance(told, FileNotFoundError):
+        return (
+            f"{told.filename} is not on {platform.node()}: checkpoints need a folder that all "
+            "hosts see (%config DistMagics.runs_dir)"
+        )
     return str(told) if isinstance(told, CheckpointError) else f"{type(told).__name__}: {told}"
