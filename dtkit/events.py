@@ -57,7 +57,7 @@ compression. Both are NaN where the cell averages by itself.
 """
 
 
-MAX_MESSAGES_PER_S = 80
+MAX_MESSAGES_PER_S = 40
 """That all ranks of a run send together, as long as each does so once in two seconds."""
 
 
@@ -171,8 +171,8 @@ _TYPES: dict[str, type[Any]] = {cls.__name__: cls for cls in get_args(Event)}
 def flush_interval_s(num_ranks: int) -> float:
     """Return how often each of so many ranks sends what it has measured, in seconds.
 
-    Ten times a second; of more than 8 ranks less often, so that the driver reads no more than 80
-    messages a second: each costs it a quarter of a millisecond, however much is in it.
+    Ten times a second; of more than 4 ranks less often, so that the driver reads no more than 40
+    messages a second: each costs it half a millisecond, however much is in it.
     """
     return min(max(0.1, num_ranks / MAX_MESSAGES_PER_S), 2.0)
 

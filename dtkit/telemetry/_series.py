@@ -43,11 +43,9 @@ _RECENT = [
 def new_rings(num_ranks: int) -> Floats:
     """Return rings for the last `WINDOW` steps of ranks, (num_ranks, num_columns, WINDOW).
 
-    Only the numbers of steps say that a place is empty: the rest takes memory when it is written.
+    A place without a step has number 0. Zeros take no memory before something is written there.
     """
-    rings = np.zeros((num_ranks, len(STEP_COLUMNS), WINDOW))
-    rings[:, 0] = np.nan
-    return rings
+    return np.zeros((num_ranks, len(STEP_COLUMNS), WINDOW))
 
 
 def rows_of(rings: Floats, steps: NDArray[np.int64]) -> Floats:
