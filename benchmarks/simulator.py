@@ -32,12 +32,15 @@ from dtkit.events import (
     StepBatch,
     encode,
     flush_interval_s,
+    until_flush_s,
 )
 
 __all__ = ["main"]
 
 _LINES_PER_MESSAGE = 100
 _REGISTER_AT_ONCE = 16
+_MAX_LATE_S = 0.01
+"""How far ranks are from sending at the same moment: clocks differ, and ranks are busy."""
 
 # Any, below: ipyparallel's and Jupyter's messages carry no types.
 Message = dict[str, Any]
@@ -149,15 +152,14 @@ class Engine:
         await self._tell(request, encode(started))
         interval_s = flush_interval_s(self._num_ranks)
         step = 0
-        # Ranks that began together send together for a while; in the long run each at its own time.
-        await asyncio.sleep(interval_s * random.random())
         while (at_s := time.monotonic() - begun_s) < seconds:
             steps = list(range(step + 1, int(at_s * steps_per_s) + 1))
             if steps:
                 step = steps[-1]
                 batch = StepBatch(self._rank, _columns(steps, steps_per_s))
                 await self._tell(request, encode(batch, is_compact=True))
-            await asyncio.sleep(interval_s)
+            late_s = random.uniform(0.0, _MAX_LATE_S)
+            await asyncio.sleep(late_s + until_flush_s(interval_s, time.time()))
         await self._tell(request, encode(RankEnded(self._rank, "finished", step, seconds)))
 
     async def _tell(self, request: Message, *lines: bytes) -> None:

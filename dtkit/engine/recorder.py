@@ -21,6 +21,7 @@ from dtkit.events import (
     StepBatch,
     encode,
     flush_interval_s,
+    until_flush_s,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ class Recorder:
                 self._send(events)
 
     def _run(self) -> None:
-        while not self._stop.wait(self._interval_s):
+        while not self._stop.wait(until_flush_s(self._interval_s, time.time())):
             self.flush()
 
     def _store(self, events: list[Event]) -> None:

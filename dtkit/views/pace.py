@@ -16,7 +16,7 @@ _SHARE = 0.045
 """Of a core, for all that the process does while it shows a run."""
 _LEAST = 0.01
 """For drawing, whatever the rest takes: of many ranks, reading what they send."""
-_LOOK_S = 2.0
+_FIRST_LOOK_S, _LOOK_S = 0.5, 2.0
 _MAX_REST_S = 5.0
 
 
@@ -39,6 +39,7 @@ class Budget:
         self._thread_clock = thread_clock
         self._process_clock = process_clock
         self._left = _SHARE
+        self._look_s = _FIRST_LOOK_S
         self.begin()
 
     def begin(self) -> None:
@@ -57,9 +58,10 @@ class Budget:
     def left(self) -> float:
         """Return the part of a core that is left for drawing."""
         passed_s = self.clock() - self._since_s
-        if passed_s >= _LOOK_S:
+        if passed_s >= self._look_s:
             other_s = self._process_clock() - self._since_cpu_s - self._spent_s
             self._left = min(max(_SHARE - other_s / passed_s, _LEAST), _SHARE)
+            self._look_s = _LOOK_S
             self.begin()
         return self._left
 

@@ -16,6 +16,8 @@ from dtkit.events import (
     Total,
     decode,
     encode,
+    flush_interval_s,
+    until_flush_s,
 )
 
 
@@ -72,3 +74,14 @@ def test_a_column_of_equal_numbers_travels_as_one() -> None:
         assert event.columns["lr"] == [0.1] * 3
         assert event.columns["loss"] == [1.0, 1.0, 2.0]
         assert [math.isnan(value) for value in event.columns["raw_bytes"]] == [True] * 3
+
+
+def test_ranks_send_at_the_same_moments_wherever_they_began() -> None:
+    assert flush_interval_s(2) == 0.1
+    assert flush_interval_s(64) == pytest.approx(0.8)
+    assert flush_interval_s(1000) == 2.0
+    for begun_s in (1000.0, 1000.3, 1000.79):
+        at_s = begun_s + until_flush_s(0.8, begun_s)
+        assert at_s % 0.8 == pytest.approx(0.0, abs=1e-9) or at_s % 0.8 == pytest.approx(0.8)
+        early_s = at_s - 1e-6  # a timer that rang too soon does not send twice
+        assert until_flush_s(0.8, early_s) == pytest.approx(0.8, abs=1e-3)
