@@ -23,6 +23,10 @@ _MAX_WAIT_S = 0.05
 """The steps are looked at so often, and at once when the alarm rings."""
 
 
+_BEGIN_TIMEOUT_S = 5.0
+"""Longer than ranks take to say that a run has begun on them."""
+
+
 class Interrupted(KeyboardInterrupt):
     """The user pressed Interrupt and the ranks have stopped; cells after this one do not run."""
 
@@ -58,19 +62,31 @@ def in_background(
 ) -> None:
     """Exhaust `steps` in a thread; what a run fails with is in `Run.error`.
 
+    Returns when the first is made: what comes next finds the ranks busy, and can stop them.
+
     Args:
         steps: of a run.
         requests: the run's.
         before: called in the thread first.
     """
+    has_begun = threading.Event()
+
+    def announced() -> Iterator[None]:
+        for step in steps:
+            has_begun.set()
+            yield step
 
     def go_on() -> None:
-        before()
-        with contextlib.suppress(DtkitError):  # the run holds it
-            drive(steps, requests)
+        try:
+            before()
+            with contextlib.suppress(DtkitError):  # the run holds it
+                drive(announced(), requests)
+        finally:
+            has_begun.set()
 
     requests.is_background = True
     threading.Thread(target=go_on, name="dtkit-background", daemon=True).start()
+    has_begun.wait(_BEGIN_TIMEOUT_S)
 
 
 @contextmanager
