@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Slurm", "why_no_slurm"]
 
 _DAEMONS = ("munged", "slurmctld", "slurmd")
-_START_TIMEOUT_S = 20.0
+_START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 5.0
 _POLL_S = 0.05
 _CONFIG = """

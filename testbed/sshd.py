@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["SshHosts", "why_no_ssh_hosts"]
 
 _SSHD = "/usr/sbin/sshd"
-_START_TIMEOUT_S = 10.0
+_START_TIMEOUT_S = 60.0
+_END_TIMEOUT_S = 60.0
 _POLL_S = 0.02
 
 
@@ -83,6 +84,13 @@ class SshHosts:
     def pids(self, name: str) -> list[int]:
         """Return the processes on a host but for its SSH server's, in this machine's numbers."""
         return [pid for pid in self.host(name).pids() if pid != os.getpid() and not _is_sshd(pid)]
+
+    def left(self, name: str) -> list[int]:
+        """Return the processes on a host that do not end; who is on the way out is waited for."""
+        deadline = time.monotonic() + _END_TIMEOUT_S
+        while (pids := self.pids(name)) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        return pids
 
     def end(self, name: str) -> None:
         """End a host as a loss of power does: every process on it, and only on it, at once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy as np
 from dtkit.recipe import Recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import dtkit
     from dtkit.driver.runs.run import Run
     from dtkit.options import RunOptions
@@ -70,6 +73,15 @@ class Rig:
         """Assert that a model's parameters are bit-equal on all ranks."""
         for model in models:
             self.common(f"[float(p.double().sum()) for p in {model}.parameters()]")
+
+
+def hold(run: Run, steps: Iterator[None]) -> float:
+    """Drive a run that is paused on for some time; returns how many seconds."""
+    begun_s = time.monotonic()
+    for _ in range(20):
+        next(steps)
+        run.requests.alarm.wait(0.02)
+    return time.monotonic() - begun_s
 
 
 def relative_error(curve: Any, expected: Any) -> float:

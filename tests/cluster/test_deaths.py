@@ -7,14 +7,15 @@ import shutil
 import signal
 import stat
 import threading
+import time
 from typing import TYPE_CHECKING
 
-import psutil
 import pytest
 from test_faults import SETUP
 
 from dtkit.driver.registry import current_session
 from dtkit.errors import ClusterDiedError, EngineDiedError, RankError, StartError
+from dtkit.guard.processes import Identity
 from dtkit.options import RunOptions
 
 if TYPE_CHECKING:
@@ -40,6 +41,18 @@ def session3(start_session: object) -> dtkit.Session:
 
 def exhaust(steps: Iterator[None]) -> None:
     for _ in steps:
+        threading.Event().wait(0.01)
+
+
+def alive(pids: list[int]) -> list[Identity]:
+    return [found for pid in pids if (found := Identity.of(pid))]
+
+
+def wait_for_the_end(processes: list[Identity]) -> None:
+    """Wait until they have ended; whether their parents have looked is no matter."""
+    deadline = time.monotonic() + 60
+    while left := [process for process in processes if process.is_alive]:
+        assert time.monotonic() < deadline, left
         threading.Event().wait(0.01)
 
 
@@ -117,14 +130,13 @@ def test_an_engine_is_replaced_also_when_the_sessions_folder_is_gone(
 
 @pytest.mark.timeout(180)
 def test_the_controller_dies_while_a_cell_runs(session3: dtkit.Session) -> None:
-    pids = [p for p in map(psutil.Process, session3.pids()) if p.is_running()]
+    processes = alive(session3.pids())
     _, _, steps = session3.running("dist.recv(torch.ones(1), src=(rank + 1) % 3)")
     next(steps)
     os.kill(session3._cluster.starter.controller_pid, signal.SIGKILL)
     with pytest.raises(ClusterDiedError, match="controller was killed by SIGKILL"):
         exhaust(steps)
-    _, left = psutil.wait_procs(pids, timeout=10)
-    assert left == []
+    wait_for_the_end(processes)
     with pytest.raises(ClusterDiedError, match="%dist_init starts anew"):
         session3.execute("rank")
 
@@ -132,10 +144,9 @@ def test_the_controller_dies_while_a_cell_runs(session3: dtkit.Session) -> None:
 @pytest.mark.timeout(180)
 def test_the_controller_dies_while_nothing_runs(start_session: object) -> None:
     session: dtkit.Session = start_session(2)  # type: ignore[operator]
-    processes = [p for p in map(psutil.Process, session.pids()) if p.is_running()]
+    processes = alive(session.pids())
     os.kill(session._cluster.starter.controller_pid, signal.SIGKILL)
-    _, left = psutil.wait_procs(processes, timeout=10)
-    assert left == []
+    wait_for_the_end(processes)
     with pytest.raises(ClusterDiedError, match="controller was killed by SIGKILL"):
         session.execute("rank")
     session.close()  # when it is through, the session has let go of everything

@@ -76,7 +76,7 @@ class FrontEnd:
         """Do what JupyterLab does for its widgets."""
         channel = self._client.control_channel
         channel.send(self._client.session.msg("create_subshell_request"))
-        self.subshell = channel.get_msg(timeout=20)["content"]["subshell_id"]
+        self.subshell = channel.get_msg(timeout=60)["content"]["subshell_id"]
 
     def button(self, name: str) -> tuple[str, dict[str, Any]]:
         found = (item for item in self.widgets.items() if item[1].get("description") == name)

@@ -16,7 +16,7 @@ from dtkit.engine.loose.server import ServerHub
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 class Server(ServerHub):

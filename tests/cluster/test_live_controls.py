@@ -43,10 +43,10 @@ for epoch in range(100):
 
 
 def until(run: Run, is_so: Callable[[Run], bool]) -> Callable[[Iterator[None]], None]:
-    """Return what goes on with a run's steps until something is so, for half a minute."""
+    """Return what goes on with a run's steps until something is so, for a minute."""
 
     def go_on(steps: Iterator[None]) -> None:
-        end_s = time.monotonic() + 30
+        end_s = time.monotonic() + 60
         for _ in steps:
             run.requests.alarm.wait(0.02)
             if is_so(run):

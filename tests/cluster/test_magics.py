@@ -148,7 +148,7 @@ def test_names_on_the_ranks_are_offered_also_while_they_are_busy(notebook: Noteb
     }
     session = current_session()
     assert session is not None
-    notebook.run("%%dist_train --manual --background\nassert gate.wait(20)")
+    notebook.run("%%dist_train --manual --background\nassert gate.wait(60)")
     try:
         while not all(rank.state == "busy" for rank in session.status()):
             threading.Event().wait(0.05)
@@ -157,7 +157,7 @@ def test_names_on_the_ranks_are_offered_also_while_they_are_busy(notebook: Noteb
         notebook.run("%dist_stop --now")
         assert dtkit.last_run is not None
         with contextlib.suppress(Exception):
-            dtkit.last_run.wait(timeout_s=20)
+            dtkit.last_run.wait(timeout_s=60)
     assert asked == idle
 
 
@@ -295,7 +295,7 @@ def test_a_run_in_the_background_is_stopped_by_the_magic(notebook: Notebook) -> 
     while run.view().step < 5:
         threading.Event().wait(0.05)
     assert "stopping after the step" in notebook.run("%dist_stop")
-    run.wait(timeout_s=20)
+    run.wait(timeout_s=60)
     assert run.state == "stopped"
     assert notebook.run("%dist num_steps > 4") == "all ranks: True\n"
 
@@ -341,7 +341,7 @@ def test_a_run_in_the_background_is_steered_by_the_magic(notebook: Notebook) -> 
         run.requests.alarm.wait(0.05)
     assert run.changes[2].values == {"scale": 3}
     notebook.run("%dist_stop")
-    run.wait(timeout_s=20)
+    run.wait(timeout_s=60)
     said = notebook.run("%dist_control scale 2", fails=True)
     assert "no run goes on" in said
 
@@ -351,7 +351,7 @@ def test_a_failure_in_the_background_is_kept(notebook: Notebook) -> None:
     run = dtkit.last_run
     assert run is not None
     with pytest.raises(RankError, match="division by zero"):
-        run.wait(timeout_s=20)
+        run.wait(timeout_s=60)
     assert run.state == "failed"
 
 
@@ -411,7 +411,7 @@ def test_stop_now_ends_a_run_that_is_stuck(notebook: Notebook) -> None:
     run = dtkit.last_run
     assert run is not None
     assert "stopping now" in notebook.run("%dist_stop --now")
-    run.wait(timeout_s=20)
+    run.wait(timeout_s=60)
     assert run.state == "stopped"
     assert notebook.run("%dist rank") == "rank 0: 0\nrank 1: 1\n"
 

@@ -29,7 +29,7 @@ import dtkit
 session, run = dtkit.current_session(), dtkit.last_run
 """
 STOP = """%dist_stop
-run.wait(timeout_s=30)
+run.wait(timeout_s=60)
 assert run.state == "stopped"
 assert run.history["step"][0] == 1
 assert run.output.text_of(1) == "begin\\n"
@@ -96,7 +96,7 @@ def test_engines_that_are_stuck_in_a_collective_end_too(
     client.execute(STUCK)
     status = ""
     while status != "busy":
-        message = client.get_iopub_msg(timeout=20)
+        message = client.get_iopub_msg(timeout=60)
         status = message["content"].get("execution_state", "")
     client.stop_channels()
     manager.shutdown_kernel()
@@ -112,7 +112,7 @@ def test_a_run_goes_on_through_a_restart_and_the_next_kernel_stops_it(
     client.execute(TRAINING)
     shown = ""
     while "●" not in shown:  # the dashboard says that it is running
-        shown = str(client.get_iopub_msg(timeout=20)["content"])
+        shown = str(client.get_iopub_msg(timeout=60)["content"])
     client.stop_channels()
     with marked.marking():
         manager.restart_kernel()

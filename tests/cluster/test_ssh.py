@@ -88,7 +88,7 @@ def session(hosts: SshHosts, folder: Path, owned_pids: set[int]) -> Iterator[dtk
         owned_pids.update(there, opened.pids())
         yield opened
     owned_pids.difference_update(there, opened.pids())
-    assert [hosts.pids(name) for name in hosts.names] == [[], []]
+    assert [hosts.left(name) for name in hosts.names] == [[], []]
     # The last test ends the second host as a loss of power would, with its files in place.
     assert not list(hosts.temporary("host-a").glob("dtkit-*"))
 
@@ -181,7 +181,7 @@ def test_a_check_alone_names_what_differs_and_leaves_nothing(
         )
     assert not list((tmp_path / "here").iterdir())
     for name in hosts.names:
-        assert hosts.pids(name) == []
+        assert hosts.left(name) == []
         assert not list(hosts.temporary(name).glob("dtkit-*"))
 
 

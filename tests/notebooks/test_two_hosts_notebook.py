@@ -40,7 +40,7 @@ def two_hosts(tmp_path_factory: pytest.TempPathFactory) -> NotebookNode:
             )
         execute(notebook, tmp_path_factory.mktemp("two_hosts"))
         for name in hosts.names:
-            assert hosts.pids(name) == []
+            assert hosts.left(name) == []
             assert list(hosts.temporary(name).glob("dtkit-*")) == []
     return notebook
 
