@@ -14,7 +14,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --no-input --disable
 NEED_PYTHON := dtkit needs Python 3.11 or newer. Name one with PYTHON=, for example: make setup PYTHON=python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs site test check format-check lint types format lab bench peers campaign hvd-conformance dist smoke clean
+.PHONY: help setup demo docs site test test-long check format-check lint types format lab bench peers campaign hvd-conformance dist smoke clean
 
 help: ## show this list
 	@echo "make [target] [PYTHON=python3.12]    PYTHON= is the interpreter that .venv is made from"
@@ -32,8 +32,17 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## run notebooks/01_first_run.ipynb on two engines; shows it in build/01_first_run.html
 	@$(BIN)/python tools/build_notebook.py notebooks/01_first_run.ipynb --output-dir build
 
-test: $(STAMP) ## run all tests; ARGS= is passed to pytest, for example ARGS="-k ranks -x"
-	@$(BIN)/python -m pytest $(ARGS)
+# Most of the time of most tests is waiting: two at once, then, by themselves, those that judge times.
+test: $(STAMP) ## run all tests; or ARGS= is passed to pytest, for example ARGS="-k ranks -x"
+ifeq ($(strip $(ARGS)),)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not alone" $(LONG)
+	@$(BIN)/python -m pytest -m alone $(LONG)
+else
+	@$(BIN)/python -m pytest $(LONG) $(ARGS)
+endif
+
+test-long: ## run them with what they leave out for its time; CONTRIBUTING.md lists it
+	@$(MAKE) --no-print-directory test LONG=--long
 
 # One after the other, the quick ones first, and the tests through the README's own command.
 check: $(STAMP) ## what CI runs: format, lint, types, documentation, tests

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -32,12 +33,45 @@ _MARKED_FOLDERS = ("browser", "cluster", "notebooks")
 _TESTS = Path(__file__).parent
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by their folder, and skip those that need a GPU where there is none."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--long`, what `make test-long` runs."""
+    text = "run what the ordinary tests leave out for its time as well; see CONTRIBUTING.md"
+    parser.addoption("--long", action="store_true", help=text)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let processes compute on one thread, and each of several workers find only its sessions.
+
+    Ranks outnumber the cores, and OpenMP's threads wait for each other by spinning.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if hasattr(config, "workerinput"):
+        folder = tempfile.TemporaryDirectory(prefix="dtkit-tests-")
+        config.add_cleanup(folder.cleanup)
+        os.environ["TMPDIR"] = tempfile.tempdir = folder.name
+
+
+@pytest.fixture(scope="session")
+def is_long(pytestconfig: pytest.Config) -> bool:
+    """Whether `--long` was given: a test that repeats something repeats it more often."""
+    return bool(pytestconfig.getoption("long"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark tests by their folder, skip those that need a GPU where there is none.
+
+    Those that are marked `long` are left out, unless `--long` asks for them.
+    """
+    if not config.getoption("long"):
+        left_out = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     for item in items:
         folder = item.path.relative_to(_TESTS).parts[0]
         if folder in _MARKED_FOLDERS:
             item.add_marker(folder.removesuffix("s"))
+        if folder == "browser":
+            item.add_marker("alone")
     needs_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if needs_gpu and not _has_gpu():
         for item in needs_gpu:

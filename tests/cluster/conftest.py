@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from handover import Handover
 from rig import DIGITS, Rig
 
 import dtkit
@@ -12,8 +13,34 @@ from dtkit.guard.processes import Identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 # Any: what a cell leaves in its namespace.
+
+SHARED = ("session2", "session4")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put modules that work with the same session behind each other."""
+    place = {item.path: len(SHARED) for item in items}
+    for item in items:
+        for number, name in enumerate(SHARED):
+            if name in _fixtures(item):
+                place[item.path] = number
+    items.sort(key=lambda item: place[item.path])
+
+
+def _fixtures(item: pytest.Item) -> list[str]:
+    return getattr(item, "fixturenames", [])
+
+
+_FOLLOWING: pytest.StashKey[Path | None] = pytest.StashKey()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Note which module is next: what a fixture of this one leaves may be for it."""
+    item.config.stash[_FOLLOWING] = None if nextitem is None else nextitem.path
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +60,7 @@ def start_session(
     owned_pids: set[int],
     one_thread: None,  # noqa: ARG001  before the engines start
 ) -> Iterator[Callable[[int], dtkit.Session]]:
-    """Start the module's session; when it is closed no process of it is left."""
+    """Start a session of the module's own; when it is closed no process of it is left."""
     sessions: list[tuple[dtkit.Session, set[int]]] = []
 
     def start(num_ranks: int) -> dtkit.Session:
@@ -58,16 +85,37 @@ def one_thread() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def handover(owned_pids: set[int]) -> Iterator[Handover]:
+    """What modules take their session from, and leave it to for the next one."""
+    opened = Handover(owned_pids)
+    yield opened
+    opened.close()
+
+
+def _shared(request: pytest.FixtureRequest, num_ranks: int) -> Iterator[dtkit.Session]:
+    handover: Handover = request.getfixturevalue("handover")
+    runs: pytest.TempPathFactory = request.getfixturevalue("tmp_path_factory")
+    num_failed = request.session.testsfailed
+    yield handover.take(num_ranks, runs.mktemp("runs"))
+    following = request.config.stash[_FOLLOWING]
+    is_next = any(
+        item.path == following and f"session{num_ranks}" in _fixtures(item)
+        for item in request.session.items
+    )
+    handover.leave(is_wanted=is_next and request.session.testsfailed == num_failed)
+
+
 @pytest.fixture(scope="module")
-def session2(start_session: Callable[[int], dtkit.Session]) -> dtkit.Session:
+def session2(request: pytest.FixtureRequest, one_thread: None) -> Iterator[dtkit.Session]:  # noqa: ARG001
     """Two ranks. A process has one session at a time: use `session4` in another module."""
-    return start_session(2)
+    yield from _shared(request, 2)
 
 
 @pytest.fixture(scope="module")
-def session4(start_session: Callable[[int], dtkit.Session]) -> dtkit.Session:
+def session4(request: pytest.FixtureRequest, one_thread: None) -> Iterator[dtkit.Session]:  # noqa: ARG001
     """Four ranks."""
-    return start_session(4)
+    yield from _shared(request, 4)
 
 
 @pytest.fixture(scope="module")

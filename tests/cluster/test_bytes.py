@@ -15,6 +15,8 @@ from testbed.network import HEADER_BYTES, Network, why_no_network
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.alone
+
 SPECS = ["none", "fp16", "bf16", "int8", "int4", "sign", "topk:0.05", "powersgd:4"]
 NUM_STEPS = 12
 FRAMES_BYTES = 2500
@@ -63,7 +65,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
-@pytest.mark.parametrize("num_hosts", [2, 3])
+@pytest.mark.parametrize("num_hosts", [pytest.param(2, marks=pytest.mark.long), 3])
 def test_bytes_are_those_of_the_interface(
     environment: dict[str, str], tmp_path: Path, num_hosts: int
 ) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from models import SETUP, assert_goes_on, assert_trains_as_one, cell_for
+from models import NUM_SAMPLES, SETUP, assert_goes_on, assert_trains_as_one, cell_for
 
 import dtkit
 from dtkit.errors import RankError
@@ -52,7 +52,7 @@ def test_a_pipeline_trains_as_one_device_does(
     num_data = 4 // ranks
     assert f"(global batch 72 = {num_data} × {72 // num_data})" in notes
     num_samples = run.history["samples_per_s"] * run.history["step_ms"] / 1000
-    assert sum(num_samples) == pytest.approx(2 * 1797)
+    assert sum(num_samples) == pytest.approx(2 * NUM_SAMPLES)
 
 
 def test_stages_are_cut_by_measured_time(rig: Rig) -> None:

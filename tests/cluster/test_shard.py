@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 import torch
-from models import SETUP, assert_goes_on, assert_trains_as_one, cell_for
+from models import NUM_SAMPLES, SETUP, assert_goes_on, assert_trains_as_one, cell_for
 
 import dtkit
 import dtkit.driver.transfer.verbs
@@ -41,7 +41,7 @@ def test_a_sharded_model_trains_as_one_device_does(rig: Rig, kind: str) -> None:
     assert "1 DataLoader sharded (global batch 72 = 4 × 18), gradients averaged by torch" in notes
     assert "left alone" not in notes
     num_samples = run.history["samples_per_s"] * run.history["step_ms"] / 1000
-    assert sum(num_samples) == pytest.approx(2 * 1797)
+    assert sum(num_samples) == pytest.approx(2 * NUM_SAMPLES)
 
 
 @pytest.mark.parametrize("strategy", ["shard", "hybrid:2"])

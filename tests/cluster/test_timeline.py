@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from dtkit.driver.runs.run import Run
 
+pytestmark = pytest.mark.alone
+
 LOOP = """
 import time
 took_s = 0.0

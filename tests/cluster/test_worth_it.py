@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from dtkit.driver.runs.run import Run
 
+pytestmark = pytest.mark.alone
+
 CELL = """
 import time
 torch.manual_seed(0)
