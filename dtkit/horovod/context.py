@@ -30,12 +30,13 @@ from dtkit.horovod.place import Place, place_of
 from dtkit.horovod.reduction import zeros_for
 from dtkit.horovod.rendezvous import make_group
 from dtkit.horovod.timeline import Timeline, file_of_environment
+from dtkit.horovod.wire import RemoteChannel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dtkit.horovod.controller import Collective
-    from dtkit.horovod.wire import Message
+    from dtkit.horovod.wire import Channel, Message
 
 __all__ = ["Context", "Topology", "close", "current", "is_open", "open_context"]
 
@@ -192,7 +193,12 @@ def _join(place: Place, *, is_ours: bool) -> Context:
         dist.all_reduce(torch.zeros(1, device=device), group=group)
     coordinator, address, token = _coordinate(topology, hosts)
     everyone = tuple(range(topology.size))
-    controller = Controller(address, topology.rank, token, _stand_in)
+    channel: Channel
+    if coordinator is not None:
+        channel = coordinator.own_channel()
+    else:
+        channel = RemoteChannel(address, topology.rank, token)
+    controller = Controller(channel, _stand_in)
     return Context(
         topology, dist.group.WORLD, is_ours, device, {GLOBAL_SET: group},
         {GLOBAL_SET: everyone}, controller, coordinator,

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dtkit.horovod.errors import HorovodInternalError
-from dtkit.horovod.wire import Line, Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from dtkit.horovod.wire import Channel, Message
 
 __all__ = ["Collective", "Controller", "Handle"]
 
@@ -30,7 +30,7 @@ class Collective(Protocol):
     extra: Any
 
     def launch(self, answer: Message) -> None:
-        """Start; called on the controller's thread, in the same order on all ranks."""
+        """Start, and do not wait; on whichever thread, in the same order on all ranks."""
 
     def is_done(self) -> bool:
         """Whether `finish` would not wait; called after `launch`."""
@@ -111,30 +111,21 @@ class Controller:
         finished: called with name and meta of each collective whose result was taken.
 
     Args:
-        address: host and port of the coordinator.
-        rank: this rank.
-        token: what the coordinator wants to hear.
+        channel: reaches the coordinator.
         stand_in: returns the collective of zeros with which a rank that has
             joined takes part in another's.
     """
 
-    def __init__(
-        self,
-        address: tuple[str, int],
-        rank: int,
-        token: str,
-        stand_in: Callable[[Message], Collective],
-    ) -> None:
-        self._line = Line(socket.create_connection(address))
+    def __init__(self, channel: Channel, stand_in: Callable[[Message], Collective]) -> None:
+        self._channel = channel
         self._stand_in = stand_in
         self._handles: dict[tuple[int, str], Handle] = {}
         self._reserved: dict[tuple[int, str], Handle] = {}
         self._lock = threading.Lock()
         self.finished: Callable[[str, Message], None] = lambda _name, _meta: None
         self._broken: BaseException | None = None
-        self._line.send({"rank": rank, "token": token})
-        self._thread = threading.Thread(target=self._listen, name="dtkit-hvd", daemon=True)
-        self._thread.start()
+        reason = "rank 0 is gone: its process ended, or Horovod was shut down there"
+        channel.open(self._start, lambda: self.fail(reason))
 
     def submit(self, process_set: int, name: str, collective: Collective) -> Handle:
         """Say that this rank is ready for a collective.
@@ -163,7 +154,7 @@ class Controller:
     def tell(self, message: Message) -> None:
         """Send the coordinator a message; if it is gone, `fail` has said so or will."""
         with contextlib.suppress(OSError):
-            self._line.send(message)
+            self._channel.send(message)
 
     def fail(self, reason: str) -> None:
         """Fail everything that is under way, and all that is submitted from now on."""
@@ -177,19 +168,12 @@ class Controller:
         """Leave; others that need this rank get an error."""
         self.tell({"do": "leave"})
         self.fail("Horovod was shut down: call hvd.init()")
-        self._line.close()
-        self._thread.join()
+        self._channel.close()
 
     def _is_reserved(self, key: tuple[int, str]) -> bool:
         """Whether a tensor of this name may still be under way."""
         handle = self._reserved.get(key)
         return handle is not None and (time.monotonic() < handle.free_s or not handle.is_done())
-
-    def _listen(self) -> None:
-        while (messages := self._line.receive()) is not None:
-            for message in messages:
-                self._start(message)
-        self.fail("rank 0 is gone: its process ended, or Horovod was shut down there")
 
     def _start(self, answer: Message) -> None:
         with self._lock:

@@ -1,4 +1,7 @@
-"""JSON messages over a socket, one a line: no pickle on an open port."""
+"""Between a rank and the coordinator: JSON messages over a socket, one a line.
+
+No pickle on an open port.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,12 @@ import contextlib
 import json
 import socket
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-__all__ = ["Line", "Message"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Channel", "Line", "Message", "RemoteChannel"]
 
 Message = dict[str, Any]  # Any: JSON
 
@@ -54,3 +60,58 @@ class Line:
         with contextlib.suppress(OSError):  # the other end was quicker
             self.connection.shutdown(socket.SHUT_RDWR)
         self.connection.close()
+
+
+class Channel(Protocol):
+    """How a rank reaches the coordinator, and hears of it."""
+
+    def open(self, take: Callable[[Message], None], lose: Callable[[], None]) -> None:
+        """Begin to hear: each message in order, and once that the coordinator is gone."""
+
+    def send(self, message: Message) -> None:
+        """Send a message, from any thread.
+
+        Raises:
+            OSError: the coordinator is gone.
+        """
+
+    def close(self) -> None:
+        """Hear nothing more."""
+
+
+class RemoteChannel:
+    """Reaches a coordinator in another process.
+
+    Args:
+        address: host and port where it listens.
+        rank: this rank.
+        token: what it wants to hear.
+    """
+
+    def __init__(self, address: tuple[str, int], rank: int, token: str) -> None:
+        self._line = Line(socket.create_connection(address))
+        self._line.send({"rank": rank, "token": token})
+        self._thread: threading.Thread | None = None
+
+    def open(self, take: Callable[[Message], None], lose: Callable[[], None]) -> None:
+        """Begin to hear, on a thread."""
+        self._thread = threading.Thread(
+            target=self._listen, args=(take, lose), name="dtkit-hvd", daemon=True
+        )
+        self._thread.start()
+
+    def send(self, message: Message) -> None:
+        """Send a message."""
+        self._line.send(message)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._line.close()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _listen(self, take: Callable[[Message], None], lose: Callable[[], None]) -> None:
+        while (messages := self._line.receive()) is not None:
+            for message in messages:
+                take(message)
+        lose()
