@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Budget", "Pace"]
 
-_SHARE = 0.045
+_SHARE = 0.04
 """Of a core, for all that the process does while it shows a run."""
 _LEAST = 0.01
 """For drawing, whatever the rest takes: of many ranks, reading what they send."""

@@ -119,10 +119,10 @@ def test_the_same_line_is_not_written_twice(clock: Clock) -> None:
 
 
 def test_a_pace_rests_as_long_as_its_part_asks(clock: Clock) -> None:
-    cost_s = itertools.count(step=0.045)
+    cost_s = itertools.count(step=0.04)
     pace = Pace(0.5, Budget(clock, lambda: next(cost_s), no_cost), 0.5)
     assert pace.is_due()
-    pace.run(lambda: None)  # 45 ms of 2 s are half of 4.5 %
+    pace.run(lambda: None)  # 40 ms of 2 s are half of 4 %
     clock.now_s += 1.9
     assert not pace.is_due()
     clock.now_s += 0.2
@@ -138,14 +138,14 @@ def test_drawing_gets_what_the_rest_of_the_process_leaves(clock: Clock) -> None:
     budget.spend(lambda: None)
     clock.now_s += 100
     process.now_s += 1 + 2.5
-    assert budget.left() == pytest.approx(0.045 - 0.025)
+    assert budget.left() == pytest.approx(0.04 - 0.025)
     clock.now_s += 100
     process.now_s += 50
     assert budget.left() == pytest.approx(0.01)  # half a core is read: still something is seen
     clock.now_s += 0.1
     assert budget.left() == pytest.approx(0.01)
     clock.now_s += 10
-    assert budget.left() == pytest.approx(0.045)
+    assert budget.left() == pytest.approx(0.04)
 
 
 def test_a_pace_keeps_its_interval_and_can_hurry(clock: Clock) -> None:

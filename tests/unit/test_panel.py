@@ -147,7 +147,7 @@ def test_drawing_that_costs_much_rests_long(
         dashboard.update(make_view(num_steps=tick), ())
         images.append(image(dashboard))
         states.append(find(dashboard, ipywidgets.HTML)[0].value)
-    assert num_changes(images) == 4  # 80 ms of every 2.4 s are three quarters of 4.5 %
+    assert num_changes(images) == 3  # 80 ms of every 2.7 s are three quarters of 4 %
     assert num_changes(states) == 1  # 80 ms are so much for a text that it rests for 5 s
     dashboard.finish(make_view(state="finished"), ())
 
