@@ -11,12 +11,10 @@ import zlib
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
-import torch
 from torch.nn.parameter import is_lazy
 
 from dtkit.engine import weights
 from dtkit.engine.adopted import Adopted
-from dtkit.engine.living import living
 from dtkit.engine.models import (
     already_distributed,
     averages_itself,
@@ -34,6 +32,7 @@ from dtkit.engine.survey import survey, survey_here
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    import torch
     from torch.optim import Optimizer
 
     from dtkit.engine.parallel.layout import Layout
@@ -89,13 +88,12 @@ class Adoption:
     def equalize(self, optimizers: Iterable[Optimizer]) -> None:
         """Make the weights of models equal that were there before the cell."""
         params = [p for optimizer in optimizers for p in parameters_of(optimizer)]
-        modules = living(torch.nn.Module)
-        models = find_models(params, modules)
+        models = find_models(params)
         taken = [
             m for m in models if layout_of([m]) or already_distributed(list(m.parameters()), [m])
         ]
         others = {id(p) for m in taken for p in m.parameters()}
-        _, state = survey([p for p in params if id(p) not in others], self._group, modules)
+        _, state = survey([p for p in params if id(p) not in others], self._group)
         if state:
             weights.equalize(state, self._group)
 

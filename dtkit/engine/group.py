@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import torch
 import torch.distributed as dist
@@ -21,11 +22,14 @@ import torch.distributed.distributed_c10d as c10d
 
 # Before there is a group: its functions have the one that exists then as their default, for ever.
 import torch.distributed.nn.functional
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.parallel import DistributedDataParallel
 
 from dtkit.engine import completion, memory, replicas, status, where
 from dtkit.engine.agent import agent, install
 from dtkit.engine.links import Links
-from dtkit.engine.living import Census
+from dtkit.engine.living import alive, note
 from dtkit.engine.patches import replaced
 from dtkit.engine.shell import current_shell
 from dtkit.horovod import alias
@@ -105,6 +109,8 @@ def join(spec: dict[str, Any]) -> dict[str, Any]:
     """
     install()
     alias.install()
+    for kind in (nn.Module, DistributedDataParallel, DeviceMesh):
+        note(kind)
     rank, world_size = int(spec["rank"]), int(spec["world_size"])
     owner = agent()
     store = owner.group_store if rank == 0 else None
@@ -192,23 +198,36 @@ def leave() -> None:
     group.links.close()
     # The last failed cell's frames hold it otherwise, with its threads and connections.
     memory.forget_last_error(getattr(sys, "last_value", None))
-    census = Census()
     if "torch.distributed.fsdp" in sys.modules:  # loading it takes a second
         from dtkit.engine.parallel.retirement import retire
 
-        owner.retired += retire(census)
-    owner.detached += replicas.detach(census)
-    del census  # it keeps alive what is about to end
-    default = dist.group.WORLD
-    if owner.detached:  # the reducers end here, while their group is there
+        owner.retired += retire()
+    has_models = bool(alive(DistributedDataParallel) or alive(DeviceMesh))
+    owner.detached += replicas.detach()
+    _destroy(has_models=has_models, has_reducers=bool(owner.detached))
+    owner.group_store = None
+
+
+def _destroy(*, has_models: bool, has_reducers: bool) -> None:
+    """Destroy all groups, with what holds them, so that no connection of theirs ends later.
+
+    Args:
+        has_models: whether there are models that hold a group, maybe where Python does not see it.
+        has_reducers: whether models were just taken out of it.
+    """
+    groups: list[Any] = list(c10d._world.pg_map)  # noqa: SLF001  no public way
+    if has_reducers:  # they end here, while their group is there
         gc.collect()
     if dist.is_initialized():
         dist.destroy_process_group()
+    if not has_models:
+        left = [ref(group) for group in groups]
+        groups.clear()
+        groups = [group for each in left if (group := each()) is not None]
     # A DDP object that outlives its group deadlocks in its destructor unless the
     # group is still referenced then: collect first, drop the group after.
-    gc.collect()
-    del default
-    owner.group_store = None
+    if groups:  # a collection takes 60 to 120 ms, while the user waits for an error
+        gc.collect()
 
 
 def release(group: Group, *, is_hard: bool = False) -> int:

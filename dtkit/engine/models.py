@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
-from dtkit.engine.living import living
+from dtkit.engine.living import alive, living, noted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -49,22 +49,28 @@ def weight_ids(value: object) -> set[int]:
     return set()
 
 
-def find_models(
-    params: Iterable[torch.Tensor], modules: Sequence[nn.Module] | None = None
-) -> list[nn.Module]:
+def find_models(params: Iterable[torch.Tensor]) -> list[nn.Module]:
     """Return the outermost live modules that hold any of `params`, in the order of `params`.
 
     An optimizer knows its parameters and not their modules, and a cell may keep
-    a model anywhere; so every live module is looked at. Takes some milliseconds,
-    once per optimizer. Garbage that was not collected yet counts as live, and it
-    may differ between ranks.
-
-    Args:
-        params: the parameters.
-        modules: all that live, as found just before; None looks now.
+    a model anywhere; so every live module is looked at: those that were noted, and
+    all if a parameter is in none of these. Garbage that was not collected yet counts
+    as live, and it may differ between ranks.
     """
     index = {id(p): i for i, p in enumerate(params)}
-    modules = living(nn.Module) if modules is None else modules
+    if not index:
+        return []
+    found = _holders(index, noted(nn.Module))
+    if len({i for held, _, _ in found for i in held}) < len(index):
+        found = _holders(index, living(nn.Module))
+    # Not in the order of gc, which depends on when it last ran.
+    return [module for _, _, module in sorted(found, key=lambda entry: entry[:2])]
+
+
+def _holders(
+    index: Mapping[int, int], modules: Sequence[nn.Module]
+) -> list[tuple[list[int], str, nn.Module]]:
+    """Return the outermost of the modules that hold parameters: which, their class, themselves."""
     inner = {id(child) for m in modules for child in m.__dict__.get("_modules", {}).values()}
     found = []
     for module in modules:
@@ -72,17 +78,12 @@ def find_models(
             held = [index[id(p)] for p in module.parameters() if id(p) in index]
             if held:
                 found.append((held, type(module).__name__, module))
-    # Not in the order of gc, which depends on when it last ran.
-    return [module for _, _, module in sorted(found, key=lambda entry: entry[:2])]
+    return found
 
 
 def live_replicas() -> list[DistributedDataParallel]:
     """Return the DDP models that are alive; one whose constructor raised is none."""
-    return [
-        module
-        for module in living(nn.Module)
-        if isinstance(module, DistributedDataParallel) and "reducer" in vars(module)
-    ]
+    return [module for module in alive(DistributedDataParallel) if "reducer" in vars(module)]
 
 
 def state_of(models: Iterable[nn.Module], params: Iterable[torch.Tensor]) -> list[torch.Tensor]:

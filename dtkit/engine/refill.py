@@ -20,7 +20,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dtkit.engine import weights
 from dtkit.engine.agent import agent, install
-from dtkit.engine.living import Census
 from dtkit.engine.models import weight_ids
 from dtkit.engine.parallel.layout import laid_out
 from dtkit.engine.shell import current_shell
@@ -168,7 +167,7 @@ def _set_random(states: dict[str, Any]) -> None:
 
 def _held_in_parts() -> set[int]:
     """Return the ids of the weights of models that several ranks hold together."""
-    return set().union(*map(weight_ids, laid_out(Census())))
+    return set().union(*map(weight_ids, laid_out()))
 
 
 def _state_of(value: Any) -> list[torch.Tensor]:

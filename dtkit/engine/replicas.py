@@ -12,29 +12,25 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from dtkit.engine.living import alive
 from dtkit.engine.models import weight_ids
 from dtkit.engine.shell import current_shell
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from dtkit.engine.living import Census
-
 __all__ = ["attach", "detach", "names_of_replicas"]
 
 _HELD = ("process_group", "reducer", "logger")
 
 
-def detach(census: Census) -> list[DistributedDataParallel]:
+def detach() -> list[DistributedDataParallel]:
     """Take every DDP model of this process out of its group; return those of the whole group.
 
     To be called while the group exists. Their reducers end with the next garbage collection.
-
-    Args:
-        census: of this process.
     """
     whole = []
-    for model in census.of(DistributedDataParallel):
+    for model in alive(DistributedDataParallel):
         held = vars(model)
         # One whose constructor raised has nothing to be taken along.
         if "reducer" in held and held.get("process_group") is dist.group.WORLD:

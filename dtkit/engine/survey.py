@@ -18,9 +18,7 @@ __all__ = ["survey", "survey_here"]
 
 
 def survey(
-    params: Sequence[torch.Tensor],
-    group: dist.ProcessGroup,
-    modules: Sequence[torch.nn.Module] | None = None,
+    params: Sequence[torch.Tensor], group: dist.ProcessGroup
 ) -> tuple[list[torch.nn.Module], list[torch.Tensor]]:
     """Return the models of the parameters, and all that is to be equal on all ranks.
 
@@ -29,8 +27,7 @@ def survey(
     for is_clean in (False, True):
         if is_clean:
             gc.collect()  # a dead model that holds one of these may live on some ranks only
-            modules = None
-        models = find_models(params, modules)
+        models = find_models(params)
         state = state_of(models, params)
         if weights.are_alike(state, group):
             return models, state

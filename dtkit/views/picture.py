@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = ["PictureChart"]
 
-_SMOOTHINGS = {0.0: "off", 0.8: "0.8", 0.95: "0.95", 0.99: "0.99"}
+_SMOOTHINGS = {0.0: "off", 0.8: "0.8", 0.9: "0.9", 0.98: "0.98"}
 _PARTS = {1.0: "all", 0.5: "last half", 0.1: "last tenth"}
-_WORDS_STYLE = "font-size:12px;white-space:nowrap;overflow:hidden;text-overflow:ellipsis"
+_WORDS_STYLE = (
+    "font-size:12px;white-space:nowrap;overflow:hidden;text-overflow:ellipsis;padding:0 8px"
+)
 
 
 class PictureChart:

@@ -206,6 +206,32 @@ def main():
 loader = DataLoader(train_set, batch_size=64, shuffle=True)
 model, lr, losses = main()
 """
+OWN_COPY = (
+    START
+    + """
+import copy
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.out = nn.BatchNorm1d(64), nn.Linear(64, 10)
+        self.scale = nn.Parameter(torch.ones(64))
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+    def forward(self, x):
+        return self.out(self.scale * self.norm(x))
+model = copy.deepcopy(Own())
+del Own
+optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+for epoch in range(2):
+    for xb, yb in loader:
+        optimizer.zero_grad()
+        loss = cross_entropy(model(xb), yb)
+        loss.backward()
+        optimizer.step()
+"""
+)
+"""Its copies are made without torch's own methods, by which modules are noted."""
+
 CELLS = {
     "sparse": SPARSE,
     "no-gradient": NO_GRADIENT,
@@ -225,3 +251,10 @@ def test_the_loss_curve_is_that_of_one_device(rig2: Rig, cell: str) -> None:
     run = rig2.train(cell)
     assert relative_error(run.history["loss"], expected["losses"]) < TOLERANCE
     rig2.assert_same_weights("model")
+
+
+def test_a_model_that_is_copied_its_own_way_is_found(rig2: Rig) -> None:
+    run = rig2.train(OWN_COPY)
+    assert "1 model broadcast" in " ".join(run.notes)
+    rig2.assert_same_weights("model")
+    rig2.common("[round(float(x), 6) for x in model.norm.running_mean[:8]]")

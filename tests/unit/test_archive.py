@@ -169,3 +169,20 @@ def test_a_run_that_goes_on_is_not_deleted(tmp_path: Path) -> None:
     forget_kernel(run)
     runs(tmp_path).delete("going")
     assert len(runs(tmp_path)) == 0
+
+
+def test_the_list_says_how_far_a_run_is_that_another_kernel_drives(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "going")
+    (facts,) = runs(tmp_path).facts()
+    assert (facts.state, facts.num_steps) == ("running", 0)
+    write_events(run, 0, 1200, is_whole=False)
+    write_events(run, 1, 1100, is_whole=False)
+    (facts,) = runs(tmp_path).facts()
+    assert (facts.state, facts.num_steps) == ("running", 1100)  # both ranks have made so many
+    assert facts.elapsed_s > 0
+    forget_kernel(run)
+    assert [f.state for f in runs(tmp_path).facts()] == ["failed"]
+    for rank in run.ranks:
+        write_events(run, rank, 1200)
+    (facts,) = runs(tmp_path).facts()
+    assert (facts.state, facts.num_steps) == ("finished", 1200)

@@ -97,7 +97,7 @@ def test_smoothing_adds_a_line_and_zoom_leaves_old_steps_out() -> None:
     shown = Shown()
     assert num_pixels(pixels(shown.image.value), ORANGE) == 0
     assert num_pixels(pixels(shown.press("smooth: off")), ORANGE) > 100
-    for words in ("smooth: 0.8", "smooth: 0.95", "smooth: 0.99"):
+    for words in ("smooth: 0.8", "smooth: 0.9", "smooth: 0.98"):
         picture = shown.press(words)
     assert num_pixels(pixels(picture), ORANGE) == 0
     shown.press("steps: all")

@@ -7,11 +7,13 @@ if its kernel was killed, and while it goes on.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import json
 import shutil
+import time
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Runs", "load", "open_run", "read_facts", "runs"]
 
+_TAIL_BYTES = 65_536
 _CUT_SHORT = "the run has no end: its kernel or its engines were gone before it ended"
 
 
@@ -57,14 +60,14 @@ class Runs(Mapping[str, Run]):
         return len(self.facts())
 
     def facts(self) -> list[RunFacts]:
-        """Return what is known of each run without reading its events; the newest first."""
-        found = [read_facts(path.parent) for path in self.folder.glob("*/run.json")]
+        """Return what is known of each run, without reading all of its events; the newest first."""
+        found = [_as_now(read_facts(path.parent)) for path in self.folder.glob("*/run.json")]
         return sorted(found, key=lambda facts: (facts.start_unix_s, facts.name), reverse=True)
 
     def newest_running(self) -> Run | None:
         """Return the newest run that goes on, whichever kernel drives it; None: there is none."""
         for facts in self.facts():
-            if _has_driver(facts) or (facts.state not in OVER and _session_of(facts.dir)):
+            if facts.state == "running":
                 return load(facts.dir)
         return None
 
@@ -205,6 +208,38 @@ def _has_driver(facts: RunFacts) -> bool:
         return abs(process.create_time() - float(facts.driver["start_unix_s"])) < 1.0
     except (KeyError, TypeError, ValueError, psutil.Error):
         return False
+
+
+def _as_now(facts: RunFacts) -> RunFacts:
+    """Return a run's facts as they are by now: `run.json` is written at its begin and its end."""
+    if facts.state in OVER:
+        return facts
+    newest = [_newest(facts.dir / f"rank-{rank}.jsonl") for rank in facts.ranks]
+    num_steps = min(step for step, _ in newest)
+    if _has_driver(facts) or _session_of(facts.dir):
+        elapsed_s = max(0.0, time.time() - facts.start_unix_s)
+        return replace(facts, state="running", num_steps=num_steps, elapsed_s=elapsed_s)
+    ended = {rank: state for rank, (_, state) in zip(facts.ranks, newest, strict=True) if state}
+    state, error = _ending(facts, ended)
+    return replace(facts, state=state, error=error, num_steps=num_steps)
+
+
+def _newest(path: Path) -> tuple[int, str]:
+    """Return the newest step that a rank has written, and how it ended, from its file's end."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            lines = file.read().splitlines()
+    except OSError:  # it has written nothing yet
+        return 0, ""
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, KeyError):  # cut by the seek, or half written
+            event = decode(line)
+            if isinstance(event, RankEnded):
+                return event.num_steps, event.state
+            if isinstance(event, StepBatch) and event.columns["step"]:
+                return int(event.columns["step"][-1]), ""
+    return 0, ""
 
 
 def _ending(facts: RunFacts, ended: dict[int, str]) -> tuple[str, str | None]:

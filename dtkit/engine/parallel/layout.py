@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from dtkit.engine.agent import agent
+from dtkit.engine.living import alive
 from dtkit.errors import InvalidInputError
 from dtkit.strategy import Strategy
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from torch.distributed.device_mesh import DeviceMesh
 
-    from dtkit.engine.living import Census
     from dtkit.recipe import Recipe
 
 __all__ = [
@@ -228,9 +228,9 @@ def mark(model: nn.Module, layout: Layout) -> None:
         run.arrange(layout)
 
 
-def laid_out(census: Census) -> list[nn.Module]:
+def laid_out() -> list[nn.Module]:
     """Return the models that are alive and that several ranks hold together."""
-    return [model for model in census.of(nn.Module) if MARK in vars(model)]
+    return [model for model in alive(nn.Module) if MARK in vars(model)]
 
 
 def layout_of(models: Iterable[nn.Module]) -> Layout | None:

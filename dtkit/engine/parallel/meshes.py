@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from dtkit.engine.living import living
+from dtkit.engine.living import alive
 
 __all__ = ["device_here", "make_mesh"]
 
@@ -78,7 +78,7 @@ def _renew(mesh: DeviceMesh, groups: list[dist.ProcessGroup]) -> None:
     inside: Any = mesh
     inside._dim_group_names = [axis.group_name for axis in groups]  # noqa: SLF001  no public way
     inside._pg_registry.update({axis.group_name: axis for axis in groups})  # noqa: SLF001
-    for other in living(DeviceMesh):
+    for other in alive(DeviceMesh):
         if other is not mesh and getattr(other, "_root_mesh", None) is mesh:
             part: Any = other
             part._dim_group_names = [  # noqa: SLF001

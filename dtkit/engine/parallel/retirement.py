@@ -9,18 +9,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
+from torch import nn
 from torch.distributed._composable_state import _module_state_mapping
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
+from dtkit.engine.living import alive, living
 from dtkit.engine.parallel.layout import MARK, laid_out
 from dtkit.engine.parallel.pieces import plain_class, strip
 from dtkit.engine.parallel.pipelining import Pipeline
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from dtkit.engine.living import Census
     from dtkit.engine.parallel.layout import Layout
 
 __all__ = ["retire"]
@@ -28,27 +27,25 @@ __all__ = ["retire"]
 _GUARDED = "_dtkit_guarded"
 
 
-def retire(census: Census) -> list[ref[nn.Module]]:
+def retire() -> list[ref[nn.Module]]:
     """Take every model of this process out of its group; return those that `revive` takes.
 
     To be called while the group exists.
-
-    Args:
-        census: of this process.
     """
-    sharded: list[Any] = census.of(FSDPModule)  # modules, too, which their type does not tell
+    sharded: list[Any] = [m for m in alive(nn.Module) if isinstance(m, FSDPModule)]
     for model in sharded:
         model.reshard()
     for model in sharded:
         model.__class__ = plain_class(model)
         strip(model.__dict__)
         _module_state_mapping.pop(model, None)  # it may be sharded again
-    found = laid_out(census)
+    found = laid_out()
     for model in found:
         _guard(model, model.__dict__[MARK])
-    for pipe in census.of(Pipeline):
-        pipe.retire()
-    for mesh in census.of(DeviceMesh):
+    if any(model.__dict__[MARK].kind == "pipelined" for model in found):
+        for pipe in living(Pipeline):
+            pipe.retire()
+    for mesh in alive(DeviceMesh):
         mesh._pg_registry.clear()  # noqa: SLF001  its other facts are still wanted
     return [ref(model) for model in found]
 
