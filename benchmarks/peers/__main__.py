@@ -1,10 +1,14 @@
-"""Measure dtkit beside its peers: `python -m benchmarks.peers [--only TASK,…] [--peers NAME,…]`."""
+"""Measure dtkit beside its peers: `python -m benchmarks.peers [--only TASK,…] [--peers NAME,…]`.
+
+What was measured in parts is put together by `python -m benchmarks.peers --join FILE …`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -19,7 +23,7 @@ from benchmarks.peers.functions import functions
 from benchmarks.peers.install import REQUIREMENTS, install, versions
 from benchmarks.peers.notebooks import keepers
 from benchmarks.peers.peer import Missing
-from benchmarks.peers.report import Found
+from benchmarks.peers.report import OURS, Found
 from benchmarks.peers.room import Room
 from benchmarks.peers.steps import steps
 from benchmarks.peers.tasks import TASKS, Said
@@ -46,10 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 also when a peer cannot do something: that is what is to be found out.
     """
     args = _parse(argv)
+    if args.join:
+        _join(args.join)
+        return 0
     python = install(args.environment)
     peers = _chosen([*keepers(python), *terminals(python), *functions(python)], args.peers)
     known = versions(python, {package for peer in peers for package in peer.packages})
     known["dtkit"] = dtkit.__version__
+    if theirs := os.environ.get("HOROVOD_PYTHON"):
+        known |= versions(Path(theirs), {"horovod"})
     peers = [_if_installed(peer, known) for peer in peers]
     known = {name: known[name] for name in sorted(known)}
     signal.signal(signal.SIGTERM, _leave)  # else what the peers have started would go on
@@ -68,11 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _measure_steps(rooms, found, args.rounds or _NUM_BLOCKS)
             else:
                 _measure(TASKS[name], rooms, found, args.rounds)
-    names = [peer.name for peer in peers if not peer.missing]
     facts = {**machine("benchmarks.peers"), "took_s": round(time.monotonic() - begun_s)}
     if found.is_late():
         print(f"stopped after {args.seconds} s\n")
-    print(found.to_markdown(names))
+    _print_tables(found, [peer for peer in peers if not peer.missing])
     for peer in peers:
         if peer.missing:
             print(f"\n{peer.name}: {peer.missing}")
@@ -82,6 +90,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = {"machine": facts, "versions": known, **found.to_dict()}
     args.output.write_text(json.dumps(report, indent=2) + "\n")
     return 0
+
+
+def _print_tables(found: Found, peers: Sequence[Peer]) -> None:
+    """Print a table of those whose ranks stay between cells, and one of the others, with dtkit."""
+    for keeps in (True, False):
+        names = [peer.name for peer in peers if peer.keeps is keeps and peer.name != OURS]
+        if names:
+            print(found.to_markdown([OURS, *names]) + "\n")
+
+
+def _join(files: Sequence[Path]) -> None:
+    """Print the tables of what was measured in parts, and on what."""
+    reports = [json.loads(file.read_text()) for file in files]
+    found = Found.read(reports)
+    seen = {
+        name
+        for rows in (found.numbers, found.facts, found.missing)
+        for peers in rows.values()
+        for name in peers
+    }
+    here = Path(sys.executable)
+    known_peers = [*keepers(here), *terminals(here), *functions(here)]
+    _print_tables(found, [peer for peer in known_peers if peer.name in seen])
+    known = {name: version for report in reports for name, version in report["versions"].items()}
+    print(", ".join(f"{name} {known[name]}" for name in sorted(known)))
+    for report in reports:
+        print(heading(report["machine"]))
 
 
 def _measure(task: Task, rooms: Sequence[Room], found: Found, num_rounds: int | None) -> None:
@@ -136,6 +171,7 @@ def _if_installed(peer: Peer, known: dict[str, str]) -> Peer:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
+    parser.add_argument("--join", type=Path, nargs="+", metavar="FILE", help="measure nothing")
     parser.add_argument("--only", type=_names, help=f"some of {', '.join(NAMES)}")
     parser.add_argument("--peers", type=lambda text: text.split(","), help="some of the columns")
     parser.add_argument("--rounds", type=int, help="how many times each task is done")

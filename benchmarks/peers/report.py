@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.peers.tasks import ROWS
 from benchmarks.result import Spread, number
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from benchmarks.peers.tasks import Said
 
-__all__ = ["Found"]
+__all__ = ["OURS", "Found"]
 
 OURS = "dtkit"
 
@@ -74,17 +74,31 @@ class Found:
         if ratio is not None:
             low, high = _times(ratio.sure_low), _times(ratio.sure_high)
             spread = f"; {low}–{high}" if ratio.num > 1 else ""
-            text += f" ({_times(ratio.median)} ×{spread})"
+            text += f"<br>({_times(ratio.median)} ×{spread})"
         return f"{text}; once {reason}" if reason else text
 
     def to_markdown(self, peers: Sequence[str]) -> str:
-        """Return the table."""
-        lines = ["| | " + " | ".join(peers) + " |", "|---" * (len(peers) + 1) + "|"]
+        """Return the table, as it stands in the documentation."""
+        lines = ["|  | " + " | ".join(peers) + " |", "|---" * (len(peers) + 1) + "|"]
         for row in self.rows():
             unit = f", {ROWS[row].unit}" if ROWS[row].unit else ""
             cells = [self.cell(row, peer) for peer in peers]
             lines.append(f"| {ROWS[row].what}{unit} | " + " | ".join(cells) + " |")
         return "\n".join(lines)
+
+    @classmethod
+    def read(cls, reports: Sequence[dict[str, Any]]) -> Found:
+        """Return what several runs have found, each of rows of its own; see `to_dict`."""
+        found = cls(0.0)
+        for report in reports:
+            for row, peers in report["numbers"].items():
+                found.numbers[row] = {
+                    peer: {int(i): value for i, value in rounds.items()}
+                    for peer, rounds in peers.items()
+                }
+            found.facts |= report["facts"]
+            found.missing |= report["missing"]
+        return found
 
     def to_dict(self) -> dict[str, object]:
         """Return everything as JSON holds it."""
