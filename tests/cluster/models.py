@@ -72,7 +72,7 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 class GPT(nn.Module):
-    def __init__(self, width=32, num_heads=4, num_blocks=4):
+    def __init__(self, width=32, num_heads=4, num_blocks=2):
         super().__init__()
         self.wte, self.wpe = nn.Embedding(17, width), nn.Embedding(16, width)
         self.blocks = nn.ModuleList(Block(width, num_heads) for _ in range(num_blocks))

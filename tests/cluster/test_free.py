@@ -153,7 +153,7 @@ def test_a_rank_that_dies_does_not_stop_the_others(
     rig4: Rig, owned_pids: set[int], strategy: str, victim: int, when: str
 ) -> None:
     death = f"if rank == {victim}:\n    os.kill(os.getpid(), 9)\n"
-    cell = CELL.replace("EPOCHS", "8")
+    cell = CELL.replace("EPOCHS", "5")
     if when == "epoch":  # the third is over
         cell += f"    if epoch == 2 and rank == {victim}:\n        os.kill(os.getpid(), 9)\n"
     elif when == "step":  # before its first

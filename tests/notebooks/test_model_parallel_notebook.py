@@ -46,4 +46,4 @@ def test_all_ways_have_one_curve_and_come_back_whole(tmp_path: Path, marked: Any
     assert len(errors) == 3
     assert all(float(error) < 1e-4 for error in errors)
     (accuracy,) = re.findall(r"Sequential .* accuracy (0\.\d+|1\.0+)", printed(notebook, "use"))
-    assert float(accuracy) > 0.97
+    assert float(accuracy) > 0.95
