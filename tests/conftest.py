@@ -44,7 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Ranks outnumber the cores, and OpenMP's threads wait for each other by spinning.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["OMP_NUM_THREADS"] = "1"
     if hasattr(config, "workerinput"):
         folder = tempfile.TemporaryDirectory(prefix="dtkit-tests-")
         config.add_cleanup(folder.cleanup)

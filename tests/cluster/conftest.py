@@ -58,7 +58,6 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
 def start_session(
     tmp_path_factory: pytest.TempPathFactory,
     owned_pids: set[int],
-    one_thread: None,  # noqa: ARG001  before the engines start
 ) -> Iterator[Callable[[int], dtkit.Session]]:
     """Start a session of the module's own; when it is closed no process of it is left."""
     sessions: list[tuple[dtkit.Session, set[int]]] = []
@@ -75,14 +74,6 @@ def start_session(
         session.close()
         owned_pids.difference_update(pids)
         assert not [pid for pid in pids if Identity.of(pid)]
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Let processes that are started compute on one thread: ranks outnumber the cores."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -107,13 +98,13 @@ def _shared(request: pytest.FixtureRequest, num_ranks: int) -> Iterator[dtkit.Se
 
 
 @pytest.fixture(scope="module")
-def session2(request: pytest.FixtureRequest, one_thread: None) -> Iterator[dtkit.Session]:  # noqa: ARG001
+def session2(request: pytest.FixtureRequest) -> Iterator[dtkit.Session]:
     """Two ranks. A process has one session at a time: use `session4` in another module."""
     yield from _shared(request, 2)
 
 
 @pytest.fixture(scope="module")
-def session4(request: pytest.FixtureRequest, one_thread: None) -> Iterator[dtkit.Session]:  # noqa: ARG001
+def session4(request: pytest.FixtureRequest) -> Iterator[dtkit.Session]:
     """Four ranks."""
     yield from _shared(request, 4)
 

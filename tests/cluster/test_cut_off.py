@@ -59,7 +59,6 @@ WAIT_S = 60.0
 @pytest.fixture(scope="module")
 def hosts(
     tmp_path_factory: pytest.TempPathFactory,
-    one_thread: None,  # noqa: ARG001
 ) -> Iterator[SshHosts]:
     """Two hosts; the test's own process is on the first."""
     folder = tmp_path_factory.mktemp("notebook")

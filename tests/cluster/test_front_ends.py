@@ -99,7 +99,7 @@ class FrontEnd:
 
 
 @pytest.fixture
-def front_end(tmp_path: Path, one_thread: None) -> Iterator[FrontEnd]:  # noqa: ARG001
+def front_end(tmp_path: Path) -> Iterator[FrontEnd]:
     opened = FrontEnd(tmp_path)
     yield opened
     opened.close()

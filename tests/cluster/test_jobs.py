@@ -33,7 +33,6 @@ KILL = "import os, signal\nif rank == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
 @pytest.fixture(scope="module")
 def place(
     tmp_path_factory: pytest.TempPathFactory,
-    one_thread: None,  # noqa: ARG001
 ) -> Iterator[Path]:
     """A notebook's folder, with folders of temporary files of its own."""
     folder = tmp_path_factory.mktemp("notebook")

@@ -77,7 +77,7 @@ class Left:
 
 
 @pytest.fixture
-def leave(tmp_path: Path, one_thread: None) -> Iterator[Callable[..., Left]]:  # noqa: ARG001
+def leave(tmp_path: Path) -> Iterator[Callable[..., Left]]:
     """Start a session in a process of its own and kill that; nothing of it is left."""
     made: list[Left] = []
 

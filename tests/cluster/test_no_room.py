@@ -103,7 +103,6 @@ def little_memory() -> Iterator[Path]:
 def test_a_rank_that_the_system_kills_for_its_memory_is_named_so(
     little_memory: Path,
     tmp_path: Path,
-    one_thread: None,  # noqa: ARG001
 ) -> None:
     said = output_of([sys.executable, "-c", OUT_OF_MEMORY, str(little_memory), str(tmp_path)])
     assert "rank 1: EngineDied: its engine was killed by SIGKILL: the system ran out of mem" in said
@@ -114,7 +113,6 @@ def test_a_rank_that_the_system_kills_for_its_memory_is_named_so(
 @pytest.mark.timeout(180)
 def test_a_disk_that_is_full_keeps_the_last_good_checkpoint(
     tmp_path: Path,
-    one_thread: None,  # noqa: ARG001
 ) -> None:
     alone = ["unshare", "--map-root-user", "--mount"]
     mount = f"mount -t tmpfs -o size=32m tmpfs {tmp_path}"

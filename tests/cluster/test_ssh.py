@@ -68,7 +68,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hosts(
     folder: Path,
     tmp_path_factory: pytest.TempPathFactory,
-    one_thread: None,  # noqa: ARG001
 ) -> Iterator[SshHosts]:
     """Two hosts; the test's own process is on the first."""
     with (
