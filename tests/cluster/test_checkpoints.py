@@ -22,9 +22,14 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-6
 SETUP = """
-import random, resource, dtkit
+import random, resource, threading, dtkit
 from dtkit.errors import CheckpointError
 fail_at = limit_at = None
+
+def wait_until_written():
+    for thread in threading.enumerate():
+        if thread.name == "dtkit-checkpoint":
+            thread.join()
 
 class Noisy(TensorDataset):
     def __getitem__(self, i):
@@ -54,8 +59,11 @@ for epoch in range(start.epoch, 4):
         losses.append(loss.item())
         num_steps += 1
         if num_steps == fail_at:
+            wait_until_written()
             raise RuntimeError("the power is off")
         if rank == 1 and limit_at:
+            if num_steps in (limit_at.start, limit_at.stop):
+                wait_until_written()
             limit = 16_000 if num_steps in limit_at else resource.RLIM_INFINITY
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     scheduler.step()

@@ -490,7 +490,7 @@ def test_status_and_a_second_init_change_nothing(notebook: Notebook) -> None:
 
 def test_figures_come_as_figures(notebook: Notebook, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[dict[str, Any]] = []
-    monkeypatch.setattr("dtkit.magics.cells.display", lambda data, **_options: shown.append(data))
+    monkeypatch.setattr("dtkit.views.celltext.display", lambda data, **_options: shown.append(data))
     cell = "%%dist\nimport matplotlib.pyplot as plt\nplt.plot([1, 2, rank])\nplt.show()"
     notebook.run(cell)
     assert sum("image/png" in data for data in shown) == 2
