@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-6
 SETUP = """
-import random, resource, threading, dtkit
+import random, resource, threading, time, dtkit
+from pathlib import Path
 from dtkit.errors import CheckpointError
 fail_at = limit_at = None
 
@@ -150,13 +151,21 @@ def test_an_unedited_cell_is_saved_and_can_be_resumed_by_adding_the_line(rig: Ri
     assert_goes_on(rig, cell(), run.name, at=20)
 
 
-def test_a_run_that_was_stopped_goes_on_where_it_stopped(rig: Rig) -> None:
+def test_a_run_that_was_stopped_goes_on_where_it_stopped(rig: Rig, tmp_path: Path) -> None:
+    flag = tmp_path / "is-stopped"
+    append = "losses.append(loss.item())\n"
+    wait = (
+        f"        while len(losses) == 20 and not Path({str(flag)!r}).exists(): time.sleep(0.01)\n"
+    )
     options = RunOptions(checkpoint_every=1000)
-    run, steps = rig.session.training(cell(), options=options)
+    run, steps = rig.session.training(cell().replace(append, append + wait), options=options)
     for _ in steps:
-        if run.view().step > 3:
+        if run.requests.is_stop:  # and the ranks have been asked
+            flag.touch()
+        elif run.view().step > 3:
             run.stop()
-    assert run.state in ("stopped", "finished")  # finished: it was faster
+        run.requests.alarm.wait(0.02)
+    assert run.state == "stopped"
     (path,) = checkpoints(run)
     assert_goes_on(rig, cell(), run.name, at=Manifest.read(path).step)
 
