@@ -5,6 +5,7 @@ ARGS ?=
 N ?= 40
 TIME ?= 0
 SEED ?= 1
+WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,9 +34,9 @@ demo: $(STAMP) ## run notebooks/01_first_run.ipynb on two engines; shows it in b
 	@$(BIN)/python tools/build_notebook.py notebooks/01_first_run.ipynb --output-dir build
 
 # Most of the time of most tests is waiting: two at once, then, by themselves, those that judge times.
-test: $(STAMP) ## run all tests; or ARGS= is passed to pytest, for example ARGS="-k ranks -x"
+test: $(STAMP) ## run all tests, WORKERS= files at a time; or ARGS= is passed to pytest: ARGS="-k ranks -x"
 ifeq ($(strip $(ARGS)),)
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not alone" $(LONG)
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not alone" $(LONG)
 	@$(BIN)/python -m pytest -m alone $(LONG)
 else
 	@$(BIN)/python -m pytest $(LONG) $(ARGS)
