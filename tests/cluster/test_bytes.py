@@ -73,7 +73,7 @@ def test_bytes_are_those_of_the_interface(
     (tmp_path / "train.py").write_text(SCRIPT)
     with Network(num_hosts) as network:
         command = [sys.executable, "train.py", *SPECS]
-        outputs = network.run(command, tmp_path, environment, timeout_s=100)
+        outputs = network.run(command, tmp_path, environment, timeout_s=250)
     runs = {run.recipe.compress: run for run in dtkit.runs(tmp_path / "dtkit_runs").values()}
     assert set(runs) == set(SPECS)
     for output in outputs:

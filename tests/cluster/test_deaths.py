@@ -61,7 +61,6 @@ def own(session: dtkit.Session, owned_pids: set[int]) -> None:
     owned_pids.update(session.pids())
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("how", WAYS)
 def test_a_dead_rank_is_named_and_comes_back_with_its_state(
     session3: dtkit.Session, owned_pids: set[int], how: str
@@ -88,7 +87,6 @@ def test_a_dead_rank_is_named_and_comes_back_with_its_state(
     assert set(after.values()) != set(before.values())
 
 
-@pytest.mark.timeout(180)
 def test_a_run_can_restart_by_itself(session3: dtkit.Session, owned_pids: set[int]) -> None:
     cell = DIES.format("os._exit(1)")
     with pytest.raises(RankError, match="rank 1: new engine with the"):
@@ -97,7 +95,6 @@ def test_a_run_can_restart_by_itself(session3: dtkit.Session, owned_pids: set[in
     assert len(set(session3.execute("train()").results.values())) == 1
 
 
-@pytest.mark.timeout(180)
 def test_an_engine_that_answers_nothing_is_replaced(
     session3: dtkit.Session, owned_pids: set[int]
 ) -> None:
@@ -107,7 +104,6 @@ def test_an_engine_that_answers_nothing_is_replaced(
     assert len(set(session3.execute("train()").results.values())) == 1
 
 
-@pytest.mark.timeout(180)
 def test_an_engine_is_replaced_also_when_the_sessions_folder_is_gone(
     session3: dtkit.Session, owned_pids: set[int]
 ) -> None:
@@ -128,7 +124,6 @@ def test_an_engine_is_replaced_also_when_the_sessions_folder_is_gone(
     assert {stat.S_IMODE(f.stat().st_mode) for f in folder.glob("security/ipc*.json")} == {0o600}
 
 
-@pytest.mark.timeout(180)
 def test_the_controller_dies_while_a_cell_runs(session3: dtkit.Session) -> None:
     processes = alive(session3.pids())
     _, _, steps = session3.running("dist.recv(torch.ones(1), src=(rank + 1) % 3)")
@@ -141,7 +136,6 @@ def test_the_controller_dies_while_a_cell_runs(session3: dtkit.Session) -> None:
         session3.execute("rank")
 
 
-@pytest.mark.timeout(180)
 def test_the_controller_dies_while_nothing_runs(start_session: object) -> None:
     session: dtkit.Session = start_session(2)  # type: ignore[operator]
     processes = alive(session.pids())

@@ -58,7 +58,7 @@ def test_the_losses_are_those_of_the_notebook(
     cells = [Cell(1, f"%%dist\n{DIGITS}"), Cell(2, f"%%dist_train {recipe}\n{CELL}")]
     path = write_script("train.py", cells, {2: recipe})
     command = [str(BIN / launcher[0]), *launcher[1:], str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
     assert done.returncode == 0, done.stderr
     exported = Run.load(tmp_path / "dtkit_runs/train")
     assert exported.state == "finished"

@@ -87,7 +87,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def output_of(*command: str | Path) -> str:
     done = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, check=False, timeout=100
+        list(map(str, command)), capture_output=True, text=True, check=False, timeout=250
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -152,7 +152,7 @@ def test_the_environment_of_srun_is_enough(script: Path) -> None:
         )
         for rank in range(2)
     ]  # fmt: skip
-    shown = "".join(process.communicate(timeout=100)[0] for process in ranks)
+    shown = "".join(process.communicate(timeout=250)[0] for process in ranks)
     assert len(losses(shown, 2)) == 1
     assert "rank 0/2 local 1/2" in shown
 

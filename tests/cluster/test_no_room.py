@@ -99,7 +99,6 @@ def little_memory() -> Iterator[Path]:
     group.rmdir()
 
 
-@pytest.mark.timeout(180)
 def test_a_rank_that_the_system_kills_for_its_memory_is_named_so(
     little_memory: Path,
     tmp_path: Path,
@@ -110,7 +109,6 @@ def test_a_rank_that_the_system_kills_for_its_memory_is_named_so(
     assert "rank 1: new engine with the" in said
 
 
-@pytest.mark.timeout(180)
 def test_a_disk_that_is_full_keeps_the_last_good_checkpoint(
     tmp_path: Path,
 ) -> None:

@@ -24,7 +24,7 @@ def held(session: dtkit.Session) -> list[tuple[int, int]]:
     return [ast.literal_eval(text) for _, text in sorted(session.execute(COUNT).results.items())]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_rebuilds_leave_nothing_behind(session2: dtkit.Session, *, is_long: bool) -> None:
     session2.execute("import gc, os\n" + SETUP)
     before = []

@@ -31,7 +31,7 @@ def html(notebook: NotebookNode, cell_id: str) -> str:
     return str(output.data["text/html"])
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_noise_scale_grows_and_places_the_batch(batches: NotebookNode) -> None:
     text = printed(batches, "noise")
     ((first, last),) = re.findall(r"(\d+) samples in the beginning, (\d+) in the end", text)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_small_gpt_is_trained_in_two_goes_and_writes(tmp_path: Path, marked: Any) -> None:
     notebook = nbformat.read(ROOT / "notebooks/10_mini_gpt.ipynb", as_version=4)
     with marked.marking():

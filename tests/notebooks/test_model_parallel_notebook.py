@@ -28,7 +28,7 @@ def printed(notebook: NotebookNode, cell_id: str) -> str:
     )
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_all_ways_have_one_curve_and_come_back_whole(tmp_path: Path, marked: Any) -> None:
     notebook = nbformat.read(ROOT / "notebooks/05_model_parallel.ipynb", as_version=4)
     with marked.marking():

@@ -42,7 +42,7 @@ def first_run(tmp_path_factory: pytest.TempPathFactory, marked: Any) -> Notebook
     return notebook
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_first_run_reaches_the_accuracy_it_promises(first_run: NotebookNode) -> None:
     (accuracy,) = re.findall(r"test accuracy: (0\.\d+)", printed(first_run, "accuracy"))
     assert float(accuracy) >= 0.95
@@ -83,7 +83,7 @@ def horovod(tmp_path_factory: pytest.TempPathFactory, marked: Any) -> tuple[Note
     return notebook, folder
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_horovods_cell_trains_unchanged(horovod: tuple[NotebookNode, Path]) -> None:
     notebook, _ = horovod
     (cell,) = [cell for cell in notebook.cells if cell.id == "train"]
@@ -123,7 +123,7 @@ def timeline(tmp_path_factory: pytest.TempPathFactory, marked: Any) -> NotebookN
     return notebook
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_timeline_names_the_slow_rank_and_why(timeline: NotebookNode) -> None:
     text = printed(timeline, "timeline")
     assert re.search(r"waits \d\d% of the step .* for rank 1, whose DataLoader takes", text)
@@ -158,7 +158,7 @@ def asynchronous(tmp_path_factory: pytest.TempPathFactory, marked: Any) -> Noteb
     return notebook
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_slow_rank_makes_the_fewest_steps_and_staleness_is_counted(
     asynchronous: NotebookNode,
 ) -> None:

@@ -23,7 +23,7 @@ def recipes(tmp_path_factory: pytest.TempPathFactory, marked: Any) -> NotebookNo
     return notebook
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_precision_costs_little_loss(recipes: NotebookNode) -> None:
     """The first test to run: it executes the notebook."""
     found = re.findall(r"(\w+): loss ([\d.]+), finished", printed(recipes, "amp-records"))

@@ -45,7 +45,7 @@ def two_hosts(tmp_path_factory: pytest.TempPathFactory) -> NotebookNode:
     return notebook
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_hosts_were_looked_at_before_anything_was_started(two_hosts: NotebookNode) -> None:
     text = printed(two_hosts, "check")
     assert "these hosts can train together" in text

@@ -38,7 +38,7 @@ def losses(notebook: NotebookNode, cell_id: str) -> list[float]:
     return [float(text) for text in re.findall(r"loss (\d+\.\d+)", html)]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_rank_that_raises_is_the_only_one_shown(drill: NotebookNode) -> None:
     text = error_of(drill, "raise")
     assert text.startswith("── rank 1, cell line 6 ──")
