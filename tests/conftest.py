@@ -45,6 +45,8 @@ def pytest_configure(config: pytest.Config) -> None:
     Ranks outnumber the cores, and OpenMP's threads wait for each other by spinning.
     """
     os.environ["OMP_NUM_THREADS"] = "1"
+    if config.getoption("long"):
+        os.environ["DTKIT_TEST_LONG"] = "1"  # for what is decided while modules are imported
     if hasattr(config, "workerinput"):
         folder = tempfile.TemporaryDirectory(prefix="dtkit-tests-")
         config.add_cleanup(folder.cleanup)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CELL",
     "MODELS",
+    "NUM_EPOCHS",
     "NUM_SAMPLES",
     "SETUP",
     "assert_goes_on",
@@ -27,6 +29,9 @@ __all__ = [
 
 NUM_SAMPLES = 933
 """Of an epoch: twelve batches of 72, and one of 69."""
+_STEPS_PER_EPOCH = 13
+NUM_EPOCHS = 4 if "DTKIT_TEST_LONG" in os.environ else 2
+"""With `--long` 52 steps, else 26."""
 
 SETUP = """
 import dtkit, math, time
@@ -135,7 +140,7 @@ LAYOUT
 optimizer = torch.optim.SGD(parts.parameters(), lr=0.05, momentum=0.9)
 loader = DataLoader(DATA, batch_size=72, shuffle=True)
 losses = []
-for epoch in range(2):
+for epoch in range(EPOCHS):
     for xb, yb in loader:
         optimizer.zero_grad()
         loss = LOSS
@@ -149,9 +154,12 @@ for epoch in range(2):
 
 
 def cell_for(kind: str, layout: str, loss: str = "loss_of(model(xb), yb)", clip: str = "") -> str:
-    """Return the cell that trains one of `MODELS` for 26 steps, in two epochs."""
+    """Return the cell that trains one of `MODELS` for `NUM_EPOCHS`."""
     model, data = MODELS[kind]
-    replacements = {"MODEL": model, "LAYOUT": layout, "DATA": data, "LOSS": loss, "CLIP": clip}
+    replacements = {
+        "MODEL": model, "LAYOUT": layout, "DATA": data, "LOSS": loss, "CLIP": clip,
+        "EPOCHS": str(NUM_EPOCHS),
+    }  # fmt: skip
     cell = CELL
     for word, text in replacements.items():
         cell = cell.replace(word, text or "pass")
@@ -173,13 +181,13 @@ def assert_trains_as_one(
     rig: Rig, kind: str, layout: str, *, loss: str = "loss_of(model(xb), yb)", clip: str = "",
     plain: str = "", **options: Any,
 ) -> Run:  # fmt: skip
-    """Assert that losses over two epochs and the first gradients are those of one process.
+    """Assert that losses over `NUM_EPOCHS` and the first gradients are those of one process.
 
     `plain` stands in that process in the place of `layout`.
     """
     expected = _plain(rig, SETUP + cell_for(kind, plain, clip=clip))
     run = rig.train(cell_for(kind, layout, loss, clip), **options)
-    assert len(expected["losses"]) == 26
+    assert len(expected["losses"]) == NUM_EPOCHS * _STEPS_PER_EPOCH
     assert relative_error(run.history["loss"], expected["losses"]) < 1e-5
     grads: dict[str, torch.Tensor] = {}
     for rank in rig.session.ranks:  # of a pipeline each has its own
