@@ -141,7 +141,7 @@ def test_a_model_that_does_not_fit_one_rank_trains_sharded(rig: Rig) -> None:
     with pytest.raises(RankError, match="memory"):
         rig.train(SMALL.replace("DEVICE", "'cpu'").replace("LAYOUT", "pass"))
     run = rig.train(SMALL.replace("DEVICE", "'meta'").replace("LAYOUT", "dtkit.shard(model)"))
-    assert "20 of 80 MiB of parameters on each, gathered in 21 units" in " ".join(run.notes)
+    assert "20 of 80.1 MiB of parameters on each, gathered in 21 units" in " ".join(run.notes)
     assert len(run.history["loss"]) == 3
     rig.session.execute("del model, optimizer")
 
