@@ -155,6 +155,8 @@ class Panel {
     ctx.strokeStyle = ctx.fillStyle = this.ink();
     ctx.lineWidth = px;
     ctx.font = `${10 * px}px system-ui, sans-serif`;
+    ctx.textAlign = "left";
+    ctx.textBaseline = "alphabetic";
     ctx.setLineDash([4 * px, 2 * px]);
     const ends = MARK_ROWS.map(() => -Infinity);
     for (const [step, what] of this.model.get("marks")) {
