@@ -21,6 +21,7 @@ extensions = [
     "generated_pages",
 ]
 exclude_patterns = ["_extensions"]
+smartquotes_action = "qe"  # two dashes begin an option
 default_role = "code"  # docstrings write names in single backticks
 myst_enable_extensions = ["attrs_inline", "colon_fence"]
 myst_heading_anchors = 3
