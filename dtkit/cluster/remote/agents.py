@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["AgentsCluster"]
 
 _CLOSE_TIMEOUT_S = 3.0
-_ENDING_S = 0.8
-"""How long the words about an engine's end may take: what waits for it is told only then."""
+_ENDING_S = 2.0
+"""How long the words about an engine's end may take: what waits for it is told only then. On a busy
+host 0.8 s may not do, and the error would not say by what signal it ended."""
 _LOOK_S = 0.5
 _LOG_LINES = 20
 

@@ -123,7 +123,8 @@ class RemoteCluster(AgentsCluster):
             cluster.warnings = cluster.require_fitness()
             hosts = [cluster.hosts[number] for number in sorted(cluster.hosts)]
             slots = place(hosts, cluster.names, cluster.num_ranks, wish)
-            on_stage(f"starting {len(slots)} engines on {len(cluster.hosts)} hosts")
+            hosts_word = "host" if len(hosts) == 1 else "hosts"
+            on_stage(f"starting {len(slots)} engines on {len(hosts)} {hosts_word}")
             cluster.start_engines(slots, wish.backend)
         except BaseException:
             cluster.stop()
