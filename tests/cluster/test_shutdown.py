@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from jupyter_client.blocking.client import BlockingKernelClient
 
+# jupyter_client interrupts a kernel before it asks it to end; a machine that is busy stops the run.
+pytestmark = pytest.mark.alone
+
 TRAINING = """%%dist_train --name lasting
 import torch
 model = torch.nn.Linear(4, 1)
