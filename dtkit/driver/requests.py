@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from dtkit.livecontrol import Value
 
 __all__ = ["Requests"]
+
+_RESTART_S = 0.2
+"""How long a restart may come after the Interrupt that Jupyter sends before it."""
 
 
 class Requests:
@@ -23,6 +27,8 @@ class Requests:
         self.num_interrupts: int = 0
         self.changes: deque[dict[str, Value]] = deque()
         """New values of live controls, checked already."""
+        self._is_pressed = False
+        self._interrupted_s = 0.0
         self.outcome = ""
         """What was done to the ranks in the end, for the user to read."""
         self.alarm: Alarm = Alarm()
@@ -34,7 +40,7 @@ class Requests:
 
     def stop(self) -> None:
         """Ask for a stop after the step."""
-        self.is_stop = True
+        self.is_stop = self._is_pressed = True
         self.alarm.ring()
 
     def stop_now(self) -> None:
@@ -56,3 +62,13 @@ class Requests:
         """Note a press of the notebook's Interrupt; the first one asks for a stop."""
         self.num_interrupts += 1
         self.is_stop = True
+        self._interrupted_s = time.monotonic()
+
+    def is_sure_to_stop(self) -> bool:
+        """Whether a stop was asked for that cannot be the beginning of a restart of the kernel.
+
+        Jupyter interrupts a kernel before it restarts it, and a run goes on through that.
+        """
+        waited_s = time.monotonic() - self._interrupted_s
+        is_sure = self._is_pressed or self.num_interrupts != 1 or waited_s >= _RESTART_S
+        return self.is_stop and is_sure
