@@ -21,7 +21,6 @@ class Requests:
     """What the user asked of a run since the driver last looked. Set from any thread."""
 
     def __init__(self) -> None:
-        self.is_stop: bool = False
         self.is_now: bool = False
         self.is_pause: bool = False
         self.num_interrupts: int = 0
@@ -38,9 +37,14 @@ class Requests:
         self.is_left = False
         """Whether this kernel has let go of it, and it goes on."""
 
+    @property
+    def is_stop(self) -> bool:
+        """Whether a stop was asked for."""
+        return self._is_pressed or self.num_interrupts > 0
+
     def stop(self) -> None:
         """Ask for a stop after the step."""
-        self.is_stop = self._is_pressed = True
+        self._is_pressed = True
         self.alarm.ring()
 
     def stop_now(self) -> None:
@@ -61,14 +65,12 @@ class Requests:
     def interrupt(self) -> None:
         """Note a press of the notebook's Interrupt; the first one asks for a stop."""
         self.num_interrupts += 1
-        self.is_stop = True
         self._interrupted_s = time.monotonic()
 
-    def is_sure_to_stop(self) -> bool:
-        """Whether a stop was asked for that cannot be the beginning of a restart of the kernel.
+    def may_be_restart(self) -> bool:
+        """Whether all that was asked may be the beginning of a restart of the kernel.
 
         Jupyter interrupts a kernel before it restarts it, and a run goes on through that.
         """
         waited_s = time.monotonic() - self._interrupted_s
-        is_sure = self._is_pressed or self.num_interrupts != 1 or waited_s >= _RESTART_S
-        return self.is_stop and is_sure
+        return not self._is_pressed and self.num_interrupts == 1 and waited_s < _RESTART_S

@@ -178,7 +178,7 @@ class Supervisor:
             self._release(running)
         elif self._is_stranded():
             self._free(running)
-        elif self._requests.is_sure_to_stop() or (self._requests.is_stop and not self._has_steps):
+        elif self._requests.is_stop and not (self._has_steps and self._requests.may_be_restart()):
             self._stop(running)
         elif self._requests.is_pause and self.phase in ("running", "pausing"):
             self.phase = "paused" if self._boundary.halt(running, "pause") else "pausing"

@@ -70,8 +70,8 @@ class Coordinator:
         self._negotiation = Negotiation(size)
         self._lock = threading.RLock()
         """Held while something is taken and answered: so answers come in one order everywhere."""
-        self._lines: dict[int, Line] = {}
-        self._take_own: Callable[[Message], None] | None = None
+        self._tell: dict[int, Callable[[Message], None]] = {}
+        """By rank: sends over its line, or starts in this process what was agreed on."""
         self._accepted: list[Line] = []
         self._num_gone = 0
         self.timeline: Timeline | None = None
@@ -90,7 +90,7 @@ class Coordinator:
 
     def admit(self, take: Callable[[Message], None]) -> None:
         """Let rank 0 take part; `take` gets what it is answered."""
-        self._take_own = take
+        self._tell[0] = take
 
     def hear(self, message: Message) -> None:
         """Take a message of rank 0, and start what is agreed on by it."""
@@ -143,7 +143,7 @@ class Coordinator:
             self._selector.unregister(line.connection)
             line.close()
             with self._lock:
-                if rank is not None and rank in self._lines:
+                if rank is not None and rank in self._tell:
                     self._lose(rank, "is gone: its process ended")
             return
         for message in messages:
@@ -161,7 +161,7 @@ class Coordinator:
             line.close()
             return None
         rank = int(message["rank"])
-        self._lines[rank] = line
+        self._tell[rank] = line.send
         self._selector.register(line.connection, selectors.EVENT_READ, (line, rank))
         return rank
 
@@ -172,34 +172,23 @@ class Coordinator:
             self._answer(self._negotiation.submit(rank, message, time.monotonic()))
         elif message["do"] == "wait":
             self._answer(self._negotiation.wait(rank, (message["set"], message["name"])))
-        elif message["do"] == "leave" and (rank in self._lines or self._is_own(rank)):
+        elif message["do"] == "leave" and rank in self._tell:
             self._lose(rank, "has shut down")
 
-    def _is_own(self, rank: int) -> bool:
-        return rank == 0 and self._take_own is not None
-
     def _lose(self, rank: int, reason: str) -> None:
-        if self._is_own(rank):
-            self._take_own = None
-        else:
-            del self._lines[rank]
+        del self._tell[rank]
         self._num_gone += 1
         self._answer(self._negotiation.lose(rank, reason))
 
     def _answer(self, answers: Iterable[tuple[int, Message]]) -> None:
-        own = []
-        for rank, message in answers:
-            line = self._lines.get(rank)
+        # Rank 0 last: the others have been told by then, and start beside it.
+        for rank, message in sorted(answers, key=lambda answer: answer[0] == 0):
             if rank == 0 and self.timeline is not None and "error" not in message:
                 self.timeline.agreed(message["name"], message["meta"])
-            if self._is_own(rank):
-                own.append(message)
-            elif line is not None:
+            tell = self._tell.get(rank)
+            if tell is not None:
                 with contextlib.suppress(OSError):  # its end comes as a message of its own
-                    line.send(message)
-        for message in own:  # the others have been told by now, and start beside it
-            if self._take_own is not None:
-                self._take_own(message)
+                    tell(message)
 
     def _look_for_stalls(self) -> None:
         now_s = time.monotonic()

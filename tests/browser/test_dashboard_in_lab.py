@@ -171,6 +171,11 @@ def notebook(lab: Lab) -> Path:
 def stop(target: Locator) -> None:
     """Press Stop while the cell runs, and wait for the summary."""
     assert is_stop_heard(target), "a click on Stop did not come to the kernel"
+    expect_summary(target)
+
+
+def expect_summary(target: Locator) -> None:
+    """Wait until the summary of a stopped run has taken the dashboard's place."""
     expect(target.get_by_text("stopped").first).to_be_visible(timeout=60_000)
     expect(target.get_by_role("button", name="Stop")).to_have_count(0)
 

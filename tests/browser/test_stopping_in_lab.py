@@ -13,6 +13,7 @@ from test_dashboard_in_lab import (
     TRAINING,
     cell,
     expect_progress,
+    expect_summary,
     is_stop_heard,
     open_notebook,
     run,
@@ -121,8 +122,7 @@ def stop_in_another_page(
         expect_progress(page, target)
         assert steps(target) > num_seen
         if is_stop_heard(target):
-            stopped = target.get_by_text("stopped").first
-            expect(stopped).to_be_visible(timeout=60_000)
+            expect_summary(target)
             return page
         page.close()
     pytest.fail("no page's click on Stop came to the kernel")
