@@ -9,9 +9,22 @@ from dtkit._text import MAX_ROWS, OVER
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["CANNOT_CLICK", "Controls", "switch"]
+__all__ = ["CANNOT_CLICK", "ORPHANED", "PANEL_CLASS", "Controls", "switch"]
 
 CANNOT_CLICK = "press ■ Interrupt to stop: this kernel serves no clicks while a cell runs"
+
+PANEL_CLASS = "dtkit-panel"
+ORPHANED = f"""\
+<style>
+.dtkit-orphaned {{ display: none; line-height: 20px; padding: 0 8px; }}
+.jupyter-widgets-disconnected .dtkit-orphaned {{ display: block; border-left: 4px solid #D55E00; }}
+.{PANEL_CLASS} button.jupyter-widgets-disconnected,
+.{PANEL_CLASS} .jupyter-widgets-disconnected .dtkit-sliders {{ display: none; }}
+</style>
+<div class="dtkit-orphaned">The kernel of this panel was restarted: it shows nothing new, and its
+buttons are gone. The run goes on; <code>%dist_init --attach</code> in any cell shows it again, with
+Stop.</div>"""
+"""Seen when the front end says that the panel's kernel is gone: no code of ours runs then."""
 
 
 class Controls:

@@ -99,7 +99,11 @@ def make_dashboard(
             can_click=can_click or (lambda: False),
         )
     simple: dict[str, Callable[[], Dashboard]]
-    simple = {"html": HtmlDashboard, "text": TextDashboard, "off": NullDashboard}
+    simple = {
+        "html": lambda: HtmlDashboard(curves=curves),
+        "text": TextDashboard,
+        "off": NullDashboard,
+    }
     if kind not in simple:
         valid = ", ".join(["auto", "live", "widgets", *simple])
         msg = f"ui {kind!r} does not exist; choose one of {valid} (also as DTKIT_UI)"
@@ -110,7 +114,10 @@ def make_dashboard(
 class HtmlDashboard:
     """The card itself, displayed anew once a second: for front ends without widgets."""
 
-    def __init__(self, budget: Budget | None = None) -> None:
+    def __init__(
+        self, budget: Budget | None = None, *, curves: Callable[[], Mapping[str, Curve]] = dict
+    ) -> None:
+        self._curves = curves
         self._pace = Pace(_HTML_INTERVAL_S, budget or Budget())
         self._chart: Any = None
         self._handle: DisplayHandle | None = None
@@ -137,7 +144,7 @@ class HtmlDashboard:
         """Replace the card by the summary."""
         if not self._is_over:
             self._is_over = True
-            show_summary(self._handle, summary_bundle(view, blocks))
+            show_summary(self._handle, summary_bundle(view, blocks, self._curves()))
 
     def _bundle(self, view: RunView, blocks: Blocks) -> dict[str, object]:
         html = card(view, blocks, self._chart.render(view))

@@ -11,7 +11,7 @@ from IPython.display import display
 
 from dtkit._text import MAX_ROWS, slow_ranks
 from dtkit.views import render
-from dtkit.views.controls import Controls
+from dtkit.views.controls import ORPHANED, PANEL_CLASS, Controls
 from dtkit.views.live import LiveChart
 from dtkit.views.pace import Budget, Pace
 from dtkit.views.picture import PictureChart
@@ -119,7 +119,7 @@ class WidgetDashboard:
         bundle: dict[str, object] = {}
         try:
             has_log_scale = self._picture is not None and self._picture.look.log_scale
-            bundle = summary_bundle(view, blocks, log_scale=has_log_scale)
+            bundle = summary_bundle(view, blocks, self._curves(), log_scale=has_log_scale)
             show_summary(self._handle, bundle)
         finally:
             if self._root is not None:
@@ -161,10 +161,12 @@ class WidgetDashboard:
             w.VBox([self._steering.build(is_live=self._live is not None)], layout=w.Layout(**pane)),
         ], layout=w.Layout(width="100%", margin="0"))  # fmt: skip
         first = w.HBox([self._state, controls.pause, controls.stop], layout=w.Layout(**line))
+        orphaned = w.HTML(ORPHANED, layout=w.Layout(margin="0", height="auto"))
         self._root = w.VBox(
-            [first, self._tiles, self._metrics, self._charts, self._tabs],
+            [orphaned, first, self._tiles, self._metrics, self._charts, self._tabs],
             layout=w.Layout(width="740px", max_width="100%"),
         )
+        self._root.add_class(PANEL_CLASS)
 
     def _draw_text(self, view: RunView) -> None:
         self._controls.show(view.state)

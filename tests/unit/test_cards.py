@@ -8,6 +8,7 @@ import io
 import math
 import re
 
+import numpy as np
 import pytest
 from documents import ATTRIBUTES, BLOCKS, HOSTILE, TAGS, Document, every_html, every_view
 from PIL import Image
@@ -16,10 +17,28 @@ from run_views import contrast, make_empty_view, make_rank, make_view
 from dtkit import _text
 from dtkit.events import RankStarted, StepBatch, Total
 from dtkit.output import OutputBlock
-from dtkit.telemetry import RunState, RunView
+from dtkit.telemetry import Curve, RunState, RunView
 from dtkit.views import plot
 from dtkit.views.alt import alt_text
 from dtkit.views.summary import card, summary_bundle
+
+
+def test_a_summary_has_every_curve_that_tells_something_folded() -> None:
+    step = np.arange(1.0, 11.0)
+    curves = {
+        "learning rate": Curve(step, {"learning rate": np.full(10, 0.1)}),
+        "accuracy": Curve(step, {"accuracy": step / 10}),
+        **{f"metric {i}": Curve(step, {"it": step * i}) for i in range(1, 10)},
+    }
+    view = make_view(2, state="finished")
+    document = Document(str(summary_bundle(view, (), curves)["text/html"]))
+    assert "more charts: accuracy, metric 1" in document.text
+    assert "(and 2 more, of which the history has the numbers)" in document.text
+    alts = [value or "" for name, value in document.attributes if name == "alt"]
+    assert len(alts) == 5
+    assert "Accuracy" in alts[1]
+    assert "Metric 7" in alts[4]
+    assert not any("earning rate" in alt for alt in alts)
 
 
 def test_what_is_not_ours_is_escaped_everywhere() -> None:

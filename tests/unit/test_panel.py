@@ -64,6 +64,18 @@ def test_finish_leaves_one_box_with_the_summary_for_a_reloaded_page(
     assert all(comm._closed for comm in closed)
 
 
+def test_a_panel_says_what_to_do_when_its_kernel_is_gone_and_a_summary_does_not(
+    dashboard: WidgetDashboard,
+) -> None:
+    dashboard.start(make_view())
+    # What shows it then is a class that front ends give to widgets without a kernel.
+    assert ".jupyter-widgets-disconnected .dtkit-orphaned { display: block" in html_of(dashboard)
+    assert "%dist_init --attach" in html_of(dashboard)
+    assert "dtkit-panel" in dashboard._root._dom_classes
+    dashboard.finish(make_view(state="finished"), ())
+    assert "--attach" not in html_of(dashboard)
+
+
 def test_only_the_first_finish_counts(dashboard: WidgetDashboard, outputs: Displayed) -> None:
     dashboard.start(make_empty_view())
     dashboard.finish(make_view(state="finished"), ())
@@ -119,7 +131,7 @@ def test_text_is_drawn_four_times_a_second_and_the_chart_twice(
     for tick in range(1, 41):  # two seconds at 20 Hz
         clock.now_s = 100.0 + tick / 20
         dashboard.update(make_view(num_steps=tick), ())
-        states.append(find(dashboard, ipywidgets.HTML)[0].value)
+        states.append(dashboard._state.value)
         images.append(image(dashboard))
     assert num_changes(states) == pytest.approx(8, abs=1)
     assert num_changes(images) == pytest.approx(4, abs=1)
@@ -146,7 +158,7 @@ def test_drawing_that_costs_much_rests_long(
         clock.now_s = 100.0 + tick / 20
         dashboard.update(make_view(num_steps=tick), ())
         images.append(image(dashboard))
-        states.append(find(dashboard, ipywidgets.HTML)[0].value)
+        states.append(dashboard._state.value)
     assert num_changes(images) == 3  # 80 ms of every 2.7 s are three quarters of 4 %
     assert num_changes(states) == 1  # 80 ms are so much for a text that it rests for 5 s
     dashboard.finish(make_view(state="finished"), ())

@@ -284,7 +284,7 @@ class Run:
         if self.state == "running":
             return summary_bundle(self.view(), self.output.blocks())
         if self._final is None:
-            self._final = summary_bundle(self.view(), self.output.blocks())
+            self._final = summary_bundle(self.view(), self.output.blocks(), self.curves())
         return self._final
 
     def __repr__(self) -> str:
