@@ -7,6 +7,7 @@ import statistics
 from typing import TYPE_CHECKING
 
 from dtkit._ranks import format_ranks
+from dtkit.output import tail
 from dtkit.views.staleness import staleness_text
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ __all__ = [
     "slow_ranks",
     "slowdown",
     "summary_text",
-    "tail",
     "telling_ranks",
     "text_line",
 ]
@@ -200,16 +200,6 @@ def telling_ranks(view: RunView) -> list[tuple[RankView, str]]:
     rows = [(order[-1], "slowest"), (order[(len(order) - 1) // 2], "median"), (order[0], "fastest")]
     shown = {rank.rank for rank, _ in rows}
     return rows + [(r, why) for r, why in gone if r.rank not in shown]
-
-
-def tail(text: str, max_chars: int) -> str:
-    """Return the newest whole lines of `text` within `max_chars`, saying what is left out."""
-    if len(text) <= max_chars:
-        return text
-    cut = text[-max_chars:]
-    cut = cut[cut.find("\n") + 1 :]
-    num_lines = text.count("\n", 0, len(text) - len(cut))
-    return f"… {num_lines:,} earlier lines are not shown\n{cut}"
 
 
 def text_line(view: RunView) -> str:

@@ -36,6 +36,12 @@ __all__ = [
 
 
 _NUMBER = re.compile(r"\d[\d.]*")
+_CAUGHT = re.compile(
+    r"Caught (?P<name>\w+) in (?P<place>[^\n]+)\.\n"
+    r"Original Traceback.*\n[\w.]*(?P=name): (?P<text>.*)",
+    re.DOTALL,
+)
+"""How torch tells what a DataLoader's worker raised (`torch._utils.ExceptionWrapper`)."""
 
 
 class DtkitError(Exception):
@@ -106,7 +112,7 @@ class RankError(DtkitError):
         lines = []
         for ranks, failure in self._grouped():
             where = f" (cell line {failure.line})" if failure.line else ""
-            lines.append(f"{_rank_list(ranks)}: {failure.ename}: {failure.evalue}{where}")
+            lines.append(f"{_rank_list(ranks)}: {failure.ename}: {_in_short(failure)}{where}")
         if self.epilogue:
             lines.append(self.epilogue)
         return "\n".join(lines)
@@ -141,6 +147,14 @@ class RankError(DtkitError):
         if self.epilogue:
             rendered.append(self.epilogue)
         return rendered
+
+
+def _in_short(failure: RankFailure) -> str:
+    """Return an error's text; of one that torch brings from a worker, what is not its traceback."""
+    caught = _CAUGHT.match(failure.evalue)
+    if caught is None:
+        return failure.evalue
+    return f"{caught['text'].strip()}, in {caught['place']}"
 
 
 def _rank_list(ranks: list[int]) -> str:

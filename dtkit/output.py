@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["MAX_CHARS", "Display", "OutputBlock", "RankOutput", "merge_output"]
+__all__ = ["MAX_CHARS", "Display", "OutputBlock", "RankOutput", "merge_output", "tail"]
 
 MAX_CHARS = 200_000
 """Text kept per rank and cell; of more, the newest is kept and the cut is said."""
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _CONTROL = re.compile(r"([\n\r\b])")
+_NOT_SHOWN = re.compile(
+    r"… (?:([\d,]+) earlier lines)?(?: and )?(?:([\d,]+) earlier characters)? are not shown\n"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +71,7 @@ class RankOutput:
     @property
     def text(self) -> str:
         """Everything printed so far; of more than `MAX_CHARS` characters the newest."""
-        cut = [
-            f"{num:,} earlier {noun}"
-            for num, noun in ((self._num_cut, "lines"), (self._num_cut_chars, "characters"))
-            if num
-        ]
-        note = f"… {' and '.join(cut)} are not shown\n" if cut else ""
+        note = _not_shown(self._num_cut, self._num_cut_chars)
         return note + "".join(self._lines) + "".join(self._line)
 
     def _put(self, piece: str) -> None:
@@ -97,6 +95,29 @@ class RankOutput:
         while self._num_chars > MAX_CHARS and len(self._lines) > 1:
             self._num_chars -= len(self._lines.popleft())
             self._num_cut += 1
+
+
+def tail(text: str, max_chars: int) -> str:
+    """Return the newest whole lines of `text` within `max_chars`, saying what is left out.
+
+    What had been left out of it before is counted along.
+    """
+    if len(text) <= max_chars:
+        return text
+    num_lines, num_chars = 0, 0
+    if before := _NOT_SHOWN.match(text):
+        num_lines, num_chars = (int((found or "0").replace(",", "")) for found in before.groups())
+        text = text[before.end() :]
+    cut = text[-max_chars:]
+    cut = cut[cut.find("\n") + 1 :]
+    num_lines += text.count("\n", 0, len(text) - len(cut))
+    return _not_shown(num_lines, num_chars) + cut
+
+
+def _not_shown(num_lines: int, num_chars: int) -> str:
+    parts = ((num_lines, "lines"), (num_chars, "characters"))
+    cut = [f"{num:,} earlier {noun}" for num, noun in parts if num]
+    return f"… {' and '.join(cut)} are not shown\n" if cut else ""
 
 
 def merge_output(outputs: Mapping[int, RankOutput]) -> tuple[OutputBlock, ...]:

@@ -26,7 +26,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
-from dtkit.engine import completion, memory, replicas, status, where
+from dtkit.engine import completion, memory, progressbars, replicas, status, where
 from dtkit.engine.agent import agent, install
 from dtkit.engine.links import Links
 from dtkit.engine.living import alive, note
@@ -109,6 +109,7 @@ def join(spec: dict[str, Any]) -> dict[str, Any]:
     """
     install()
     alias.install()
+    progressbars.install()
     for kind in (nn.Module, DistributedDataParallel, DeviceMesh):
         note(kind)
     rank, world_size = int(spec["rank"]), int(spec["world_size"])

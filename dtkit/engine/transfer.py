@@ -9,6 +9,7 @@ from typing import Any
 from dtkit.chunks import Exported, block_of, bytes_of, send_chunks
 from dtkit.engine.parallel.pieces import Pieces
 from dtkit.engine.shell import current_shell
+from dtkit.errors import did_you_mean
 from dtkit.packing import pack, receive, send, unpack
 
 __all__ = [
@@ -101,7 +102,9 @@ def lookup(name: str) -> Any:
     first, *rest = name.split(".")
     namespace = current_shell().user_ns
     if first not in namespace:
-        msg = f"no {first!r} on this rank; names live there after a cell has made them"
+        hint = did_you_mean(first, [known for known in namespace if not known.startswith("_")])
+        hint = hint or "names live there after a cell has made them"
+        msg = f"no {first!r} on this rank; {hint}"
         raise NameError(msg)
     value = namespace[first]
     for attribute in rest:

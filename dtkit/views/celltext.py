@@ -20,6 +20,7 @@ __all__ = ["CellText", "Displays"]
 
 _REFRESH_S = 0.1
 _MAX_SHOWN_CHARS = 50_000
+_MAX_RESULT_CHARS = 20_000
 
 
 class Output(Protocol):
@@ -109,7 +110,7 @@ class CellText:
         for rank, text in sorted(self._output.results.items()):
             by_text.setdefault(text, []).append(rank)
         return [
-            f"{format_ranks(ranks, self._world_size)}:{_gap(text)}{text}"
+            f"{format_ranks(ranks, self._world_size)}:{_gap(text)}{_beginning(text)}"
             for text, ranks in by_text.items()
         ]
 
@@ -139,6 +140,13 @@ class Displays:
         with contextlib.suppress(KeyError):
             shown.data.pop("application/vnd.jupyter.widget-view+json")  # its comm is elsewhere
         display(shown.data, metadata=shown.metadata, raw=True)
+
+
+def _beginning(text: str) -> str:
+    """Return what is shown of a result: a page that gets a line of 5 MB stands still."""
+    if len(text) <= _MAX_RESULT_CHARS:
+        return text
+    return f"{text[:_MAX_RESULT_CHARS]}… and {len(text) - _MAX_RESULT_CHARS:,} characters more"
 
 
 def _gap(text: str) -> str:

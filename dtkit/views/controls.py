@@ -19,7 +19,9 @@ ORPHANED = f"""\
 .dtkit-orphaned {{ display: none; line-height: 20px; padding: 0 8px; }}
 .jupyter-widgets-disconnected .dtkit-orphaned {{ display: block; border-left: 4px solid #D55E00; }}
 .{PANEL_CLASS} button.jupyter-widgets-disconnected,
-.{PANEL_CLASS} .jupyter-widgets-disconnected .dtkit-sliders {{ display: none; }}
+.{PANEL_CLASS} .jupyter-widgets-disconnected .dtkit-sliders,
+.{PANEL_CLASS}.jupyter-widgets-disconnected::before,
+.{PANEL_CLASS} .jupyter-widgets-disconnected::before {{ display: none; }}
 </style>
 <div class="dtkit-orphaned">The kernel of this panel was restarted: it shows nothing new, and its
 buttons are gone. The run goes on; <code>%dist_init --attach</code> in any cell shows it again, with

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from dtkit.views.render import BLUE, GREEN, PURPLE, VERMILION
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
 
     from dtkit.telemetry.view import Curve, RunView
 
-__all__ = ["COLOURS", "DASHES", "FIRST", "Look", "curves_in", "rows_of"]
+__all__ = ["BLUE", "COLOURS", "DASHES", "FIRST", "GREEN", "PURPLE", "VERMILION", "Look",
+           "curves_in", "rows_of", "unbroken"]  # fmt: skip
+
+BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+"""Okabe and Ito's colours with a contrast of at least 3:1 on white and on #111111."""
 
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, "#8A6D00", "#767676", "#9E5FBF")
 DASHES = ((), (6, 3), (2, 2), (10, 3, 2, 3), (4, 4), (1, 3), (8, 2))
@@ -20,6 +23,7 @@ DASHES = ((), (6, 3), (2, 2), (10, 3, 2, 3), (4, 4), (1, 3), (8, 2))
 FIRST = ("loss", "samples/s")
 """The charts that stand there until others are chosen."""
 _NUM_ROWS = 3
+_OPTION = re.compile(r"--[\w-]+(?: [\w.:]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +67,8 @@ def rows_of(spans: Sequence[tuple[float, float]]) -> list[int | None]:
             ends[row] = end
         found.append(row)
     return found
+
+
+def unbroken(html: str) -> str:
+    """Return HTML in which options stay in one line: browsers break lines after hyphens."""
+    return _OPTION.sub(r'<span style="white-space:nowrap">\g<0></span>', html)

@@ -28,9 +28,10 @@ from dtkit._text import (
     peak_rank,
     rate_per_rank,
     slowdown,
-    tail,
     telling_ranks,
 )
+from dtkit.output import tail
+from dtkit.views.look import BLUE, GREEN, PURPLE, VERMILION, unbroken
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,9 +49,6 @@ __all__ = [
     "state_line",
     "tiles",
 ]
-
-BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-"""Okabe and Ito's colours with a contrast of at least 3:1 on white and on #111111."""
 
 _COLOURS = {
     "paused": PURPLE,
@@ -136,7 +134,9 @@ def notes_list(view: RunView) -> str:
     """Return what dtkit did to the cell, and what was changed by hand, one item each."""
     if not view.remarks:
         return f'<div style="{_TEXT};{_MUTED}">nothing to note</div>'
-    items = "".join(f'<li style="margin:0 0 4px 0">{escape(text)}</li>' for text in view.remarks)
+    items = "".join(
+        f'<li style="margin:0 0 4px 0">{unbroken(escape(text))}</li>' for text in view.remarks
+    )
     return f'<ul style="{_TEXT};margin:0;padding:0 0 0 20px">{items}</ul>'
 
 

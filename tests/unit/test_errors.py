@@ -31,6 +31,19 @@ def test_errors_that_differ_in_a_number_only_have_one_traceback() -> None:
     ]
 
 
+def test_what_a_worker_raised_is_told_in_short_and_shown_whole() -> None:
+    caught = (
+        "Caught KeyError in DataLoader worker process 0.\n"
+        "Original Traceback (most recent call last):"
+        '\n  File "a.py", line 1, in f\n    raise KeyError("image 37")\nKeyError: \'image 37\'\n'
+    )
+    error = RankError((RankFailure(0, "KeyError", caught, f"KeyError: {caught}", 9),))
+    assert str(error) == (
+        "rank 0: KeyError: 'image 37', in DataLoader worker process 0 (cell line 9)"
+    )
+    assert "Original Traceback" in "".join(error._render_traceback_())
+
+
 def test_echoes_are_folded_into_a_line() -> None:
     error = RankError((failure(1), failure(0, is_echo=True)))
     rendered = "\n".join(error._render_traceback_())

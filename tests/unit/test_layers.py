@@ -217,7 +217,7 @@ MAY_IMPORT_LAZILY: dict[str, tuple[str, ...]] = {
     "dtkit._text": ("dtkit.telemetry",),  # the types that it puts into words
     "dtkit.views.staleness": ("dtkit.telemetry",),  # the types that it draws
     "dtkit.views.tuneview": ("dtkit.driver.trials.tune",),  # the types that it draws
-    "dtkit.engine": ("pynvml",),  # optional: how busy a GPU is
+    "dtkit.engine": ("pynvml", "tqdm"),  # optional: how busy a GPU is; the cell's own bars
     "dtkit.driver": ("pandas",),  # optional: Sweep.to_pandas
     "dtkit.telemetry": ("pandas",),  # optional: History.to_pandas
 }
@@ -226,6 +226,7 @@ OPTIONAL = {
     "horovod",
     "pandas",
     "pynvml",
+    "tqdm",
 }  # imported where it is asked for; a plain install lacks it
 
 MAX_MODULE_LINES = 300

@@ -11,7 +11,7 @@ from documents import BLOCKS, STATES, Document, rows_of
 from run_views import make_empty_view, make_rank, make_view, with_loss
 
 from dtkit import _text
-from dtkit.output import OutputBlock
+from dtkit.output import MAX_CHARS, OutputBlock, RankOutput, tail
 from dtkit.views import render
 
 if TYPE_CHECKING:
@@ -204,13 +204,26 @@ def test_live_logs_neither_fold_nor_scroll_by_themselves() -> None:
     assert "no rank printed" in render.log_blocks((), 4, max_chars=1000, is_live=True)
 
 
+def test_what_was_cut_before_is_counted_along() -> None:
+    output, num_lines = RankOutput(), MAX_CHARS // 50
+    for i in range(num_lines):
+        output.write(f"{i} {'x' * 100}\n")
+    note, first, *_ = tail(output.text, 1000).splitlines()
+    assert note == f"… {int(first.split()[0]):,} earlier lines are not shown"
+
+
+def test_an_option_in_a_note_stays_in_one_line() -> None:
+    html = render.notes_list(make_view(notes=("try --accumulate 4 <b>",)))
+    assert '<span style="white-space:nowrap">--accumulate 4</span> &lt;b&gt;' in html
+
+
 def test_of_long_logs_the_newest_whole_lines_are_kept() -> None:
     text = "".join(f"line {i}\n" for i in range(1000))
-    kept = _text.tail(text, 100)
+    kept = tail(text, 100)
     first, *rest = kept.splitlines()
     assert rest == [f"line {i}" for i in range(1000 - len(rest), 1000)]
     assert first == f"… {1000 - len(rest)} earlier lines are not shown"
-    assert _text.tail(text, len(text)) == text
+    assert tail(text, len(text)) == text
     blocks = tuple(OutputBlock((rank,), text) for rank in range(4))
     assert len(render.log_blocks(blocks, 4, max_chars=8000, is_live=False)) < 12_000
 

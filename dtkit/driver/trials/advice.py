@@ -96,7 +96,8 @@ def worth_it(run: Run, link: dict[str, Any]) -> str | None:
         return None
     gains = {}
     carried_ms = 1000 * view.sent_bytes / link["bytes_per_s"]
-    if run.recipe.compress == "none" and carried_ms >= _LEAST_EXPLAINED * link_ms:
+    are_bytes = carried_ms >= _LEAST_EXPLAINED * link_ms
+    if run.recipe.compress == "none" and are_bytes:
         for name, of_two in METHODS.items():
             ratio = of_two * 2 / len(view.ranks) if name in GATHERED else of_two
             saved_ms = min(link_ms, carried_ms * (1 - 1 / ratio))
@@ -110,10 +111,13 @@ def worth_it(run: Run, link: dict[str, Any]) -> str | None:
     said = [f"{name} about {gain:.1f} ×" for name, gain in gains.items() if gain >= _LEAST_GAIN]
     if not said:
         return None
+    why = f"{format_bytes(view.sent_bytes)} at {format_bytes(link['bytes_per_s'])}/s"
+    if not are_bytes:
+        why = f"the way there and back, not the {format_bytes(view.sent_bytes)}"
     return (
         f"waiting for the link takes {format_percent(link_ms / view.step_ms)} of a step "
-        f"({format_ms(link_ms)} of {format_ms(view.step_ms)} ms): {format_bytes(view.sent_bytes)} "
-        f"at {format_bytes(link['bytes_per_s'])}/s. As fast as now, estimated: {', '.join(said)}"
+        f"({format_ms(link_ms)} of {format_ms(view.step_ms)} ms): {why}. "
+        f"Estimated samples/s against now: {', '.join(said)}"
     )
 
 

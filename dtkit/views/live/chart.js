@@ -83,13 +83,17 @@ class Panel {
       this.names = names.join("\n");
       this.choice.replaceChildren(...names.map((name) => new Option(name, name)));
     }
+    if (!charts.has(this.name)) this.choice.prepend(new Option(this.name, this.name));
     this.choice.value = this.name;
     this.draw();
   }
 
   draw() {
     const chart = this.charts.get(this.name);
-    if (!chart || chart.columns[0].length < 2) return;
+    if (!chart || chart.columns[0].length < 2) {
+      this.wait(chart);
+      return;
+    }
     const labels = [...chart.labels], columns = [...chart.columns];
     const weight = Number(this.smooth.value);
     if (weight > 0) {
@@ -103,6 +107,7 @@ class Panel {
     if (how !== this.drawnAs) {
       this.drawnAs = how;
       this.uplot?.destroy();
+      this.plot.textContent = "";
       this.uplot = new uPlot(this.options(labels, isLog, weight > 0), columns, this.plot);
     } else {
       this.uplot.setData(columns, false);
@@ -114,6 +119,15 @@ class Panel {
     this.isOurs = false;
     const marks = this.model.get("marks").length;
     Object.assign(this.plot.dataset, { chart: this.name, from, to, marks, scale: isLog ? "log" : "linear" });
+  }
+
+  // There is nothing to draw, for now or for good; the picture's words for it.
+  wait(chart) {
+    if (this.uplot) return; // what was drawn stays
+    const isKnown = chart || !this.charts.size;
+    const text = isKnown ? "waiting for the first steps …" : this.name === "samples/s" ? "samples not counted" : `no ${this.name} seen`;
+    this.plot.textContent = text;
+    this.plot.setAttribute("aria-label", text);
   }
 
   ink() {
