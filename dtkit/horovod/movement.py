@@ -22,6 +22,7 @@ __all__ = [
     "AllToAll",
     "Broadcast",
     "Nothing",
+    "Room",
     "Started",
     "concatenated",
     "split_like",
@@ -206,13 +207,35 @@ class AllToAll(Started):
         return _from_bytes(self._output, self._tensor, sum(self.received)), self.received
 
 
-def concatenated(tensors: Sequence[torch.Tensor], *, may_alias: bool) -> torch.Tensor:
-    """Return the tensors laid end to end; a single one itself, if that is allowed."""
+def concatenated(
+    tensors: Sequence[torch.Tensor], *, may_alias: bool, room: Room | None = None
+) -> torch.Tensor:
+    """Return the tensors laid end to end, in `room`; a single one itself, if that is allowed."""
     if len(tensors) > 1:
-        return torch.cat([t.reshape(-1) for t in tensors])
+        out = None if room is None else room.for_all(tensors)
+        return torch.cat([t.reshape(-1) for t in tensors], out=out)
     flat = tensors[0].reshape(-1)  # a copy if it is not contiguous
     is_copy = flat.data_ptr() != tensors[0].data_ptr()
     return flat if may_alias or is_copy else flat.clone()
+
+
+class Room:
+    """Memory for tensors laid end to end, used again by the next collective of the same tensors.
+
+    To fill 1.2 MB of fresh memory takes six times as long: the system hands it out page by page.
+    """
+
+    def __init__(self) -> None:
+        self._flat: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
+
+    def for_all(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return a flat tensor that holds these, which have one dtype and device."""
+        key = (tensors[0].dtype, tensors[0].device)
+        num = sum(t.numel() for t in tensors)
+        flat = self._flat.get(key)
+        if flat is None or flat.numel() != num:
+            flat = self._flat[key] = tensors[0].new_empty(num)
+        return flat
 
 
 def split_like(flat: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:

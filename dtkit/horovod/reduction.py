@@ -15,6 +15,7 @@ from dtkit.horovod.movement import Started, concatenated, split_like
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from dtkit.horovod.movement import Room
     from dtkit.horovod.wire import Message
 
 __all__ = ["AllReduce", "Gathered", "Op", "ReduceScatter", "zeros_for"]
@@ -52,6 +53,7 @@ class AllReduce(Started):
         outputs: where the results go; None: into new tensors.
         mark: told to all ranks along with it.
         spent: which of the tensors may be written to, beside those that are outputs.
+        room: where they are laid out; results without outputs lie there, until it is used again.
     """
 
     kind = "allreduce"
@@ -66,8 +68,10 @@ class AllReduce(Started):
         outputs: Sequence[torch.Tensor] | None = None,
         mark: Any = None,
         spent: Collection[int] = (),
+        room: Room | None = None,
     ) -> None:
         super().__init__(group)
+        self._room = room
         self._tensors = [t.detach() for t in tensors]
         self._spent = spent
         self._outputs = None if outputs is None else [o.detach() for o in outputs]
@@ -136,7 +140,8 @@ class AllReduce(Started):
             by_dtype.setdefault((tensor.dtype, tensor.device), []).append(i)
         for members in by_dtype.values():
             tensors = [self._tensors[i] for i in members]
-            buffer = concatenated(tensors, may_alias=all(map(self._may_write_to, members)))
+            may_alias = all(map(self._may_write_to, members))
+            buffer = concatenated(tensors, may_alias=may_alias, room=self._room)
             self._buffers.append((members, scaled(buffer, self._factor_before(buffer))))
 
     def _may_write_to(self, i: int) -> bool:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dtkit.engine.reduce.buckets import copy_all
 from dtkit.engine.reduce.wire import num_gathered_bytes, num_reduced_bytes
 from dtkit.horovod.context import Context, current
 from dtkit.horovod.engine import sending, waited
@@ -106,7 +107,7 @@ class Gradients:
         self._num_passes = num_passes or self._num_passes
         self._pass = None
         for bucket in self._buckets:
-            bucket.handle = bucket.sent = None  # only if a collective has failed
+            bucket.abandon()
         for slot in self._slots():
             slot.reset(self._num_passes)
         for bucket in self._buckets:
@@ -184,7 +185,7 @@ class Gradients:
         mark = {"ready": ready, "sparse": sparse, "final": is_final}
         if self.compressed is None:
             bucket.sent = AllReduce(
-                tensors, how.op, group, scales=how.scales, mark=mark, spent=spent
+                tensors, how.op, group, scales=how.scales, mark=mark, spent=spent, room=bucket.room
             )
         else:
             bucket.sent = self.compressed.start(bucket.params(), tensors, group, mark)
@@ -194,20 +195,18 @@ class Gradients:
 
     @torch.no_grad()
     def _receive(self, bucket: Bucket) -> None:
-        handle, sent = bucket.handle, bucket.sent
-        bucket.handle = bucket.sent = None
-        assert handle is not None  # noqa: S101  it was sent
-        assert sent is not None  # noqa: S101
-        results = handle.wait()
+        sent, results = bucket.wait()
         marks = [mark for mark in sent.marks if mark is not None]  # None: a rank that has joined
         ready = {i for mark in marks for i in mark["ready"]}
         for i in {i for mark in marks for i in mark["sparse"]}:
             bucket.slots[i].is_sparse = True
         grads = self._unpacked(bucket, sent, results, ready)
+        copies: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
         for i in sorted(ready):
             slot = bucket.slots[i]
             if not slot.is_done:
-                self._put(slot, grads.get(id(slot)))
+                self._put(slot, grads.get(id(slot)), copies)
+        copy_all(*copies)
         if all(mark["final"] for mark in marks):
             for slot in bucket.slots:
                 if not slot.is_done and slot.param.requires_grad:
@@ -226,8 +225,11 @@ class Gradients:
             for result, (slot, ctx) in zip(results, bucket.packed, strict=True)
         }
 
-    def _put(self, slot: Slot, grad: torch.Tensor | None) -> None:
-        """Store a reduced gradient where the optimizer looks."""
+    def _put(
+        self, slot: Slot, grad: torch.Tensor | None,
+        copies: tuple[list[torch.Tensor], list[torch.Tensor]],
+    ) -> None:  # fmt: skip
+        """Store a reduced gradient where the optimizer looks; what is to be copied, note."""
         param = slot.param
         if slot.is_sparse:
             mine = param.grad if param.grad is not None else torch.zeros_like(param)
@@ -247,7 +249,8 @@ class Gradients:
         elif param.grad.is_sparse:
             param.grad = grad.to_sparse(1)
         elif param.grad.data_ptr() != grad.data_ptr():
-            param.grad.copy_(grad)
+            copies[0].append(param.grad)
+            copies[1].append(grad)
         slot.note_done()
 
     def _reset_cleared(self) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dtkit.engine.reduce.buckets import BUCKET_BYTES, FIRST_BUCKET_BYTES
+from dtkit.engine.reduce.buckets import BUCKET_BYTES, first_bucket_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,10 +56,11 @@ def _even(named: Named, num_groups: int) -> list[Named]:
 def _by_size(named: Named) -> list[Named]:
     """Lay small parameters together; a large one travels alone, as soon as it can, and uncopied.
 
-    The first bucket is small, so that it is under way while the backward pass goes on.
+    Of many, the first bucket is small: it is under way while the backward pass goes on.
     """
     most_bytes = int(os.environ.get("HOROVOD_FUSION_THRESHOLD", BUCKET_BYTES))
-    limit = min(FIRST_BUCKET_BYTES, most_bytes)
+    small_bytes = sum(p.nbytes for _, p in named if p.nbytes < _LARGE_BYTES)
+    limit = min(first_bucket_bytes(small_bytes), most_bytes)
     buckets: list[Named] = []
     small: Named = []
     num_bytes = 0

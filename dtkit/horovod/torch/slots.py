@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dtkit.horovod.movement import Room
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -55,9 +57,28 @@ class Bucket:
         self.handle: Handle | None = None
         self.sent: AllReduce | None = None
         self.packed: list[tuple[Slot, Any]] = []
+        self.room = Room()
 
         self.num_waiting: int = len(self.slots)
         """Parameters that are not ready yet."""
+
+    def wait(self) -> tuple[AllReduce, list[torch.Tensor]]:
+        """Return what was sent and its results, which stay until more is sent."""
+        assert self.handle is not None  # noqa: S101  it was sent
+        assert self.sent is not None  # noqa: S101
+        try:
+            sent, results = self.sent, self.handle.wait()
+        except BaseException:
+            self.abandon()
+            raise
+        self.handle = self.sent = None
+        return sent, results
+
+    def abandon(self) -> None:
+        """Forget what may still be under way, and write to other memory than it does."""
+        if self.handle is not None:
+            self.room = Room()
+        self.handle = self.sent = None
 
     def recount(self) -> None:
         """Count the parameters that are not ready."""
