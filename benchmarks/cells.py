@@ -5,6 +5,7 @@ Nothing here imports torch. Each text is complete: a cell, or a script for torch
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -12,8 +13,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BATCH",
+    "MODELS",
     "NUM_RANKS",
+    "USUAL",
     "Kind",
+    "Model",
     "collective",
     "endless",
     "first_step",
@@ -26,7 +30,7 @@ Kind = Literal["ddp", "plain", "horovod", "barrier"]
 in each step in place of what averages gradients: no training in step can be quicker."""
 NUM_RANKS = 2
 BATCH = 12
-"""Of each rank: a step of 15 to 30 ms on a current CPU core."""
+"""Of each rank: a step of 15 to 30 ms on a current CPU core, but of 1 ms with the dense model."""
 
 _SETUP = """\
 import json, os, time
@@ -38,14 +42,61 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
-images = torch.randn({num_images}, 3, 32, 32)
+images = torch.randn({num_images}, {shape})
 data = TensorDataset(images, torch.randint(10, ({num_images},)))
 model = nn.Sequential(
+{layers}\
+)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What is trained: a sequence of layers, for inputs of a shape.
+
+    Attributes:
+        shape: of an input, as written in Python.
+        layers: the arguments of `nn.Sequential`.
+        num_steps: how many are timed in a row: for about half a second.
+    """
+
+    shape: str
+    layers: str
+    num_steps: int
+
+
+def _convolutional(width: int) -> Model:
+    """Return a model with 22,000 + 1,035 × width parameters."""
+    return Model(
+        "3, 32, 32",
+        f"""\
     nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),
     nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(4),
     nn.Flatten(), nn.Linear(1024, {width}), nn.ReLU(), nn.Linear({width}, 10),
-)
-"""
+""",
+        num_steps=40,
+    )
+
+
+def _dense(width: int) -> Model:
+    """Return a model whose step is hardly more than what its gradients' way takes."""
+    return Model(
+        "64",
+        f"""\
+    nn.Linear(64, {width}), nn.ReLU(), nn.Linear({width}, {width}), nn.ReLU(),
+    nn.Linear({width}, 10),
+""",
+        num_steps=200,
+    )
+
+
+USUAL = _convolutional(256)
+MODELS = {
+    "0.09 M (dense)": _dense(256),
+    "0.29 M": USUAL,
+    "5.2 M": _convolutional(5000),
+}
+"""By their number of parameters."""
 
 _JOIN = """\
 if not dist.is_initialized():
@@ -198,7 +249,7 @@ def training(
     block_steps: int,
     out: Path,
     turns: tuple[Path, Path] | None = None,
-    width: int = 256,
+    model: Model = USUAL,
 ) -> str:
     """Return a loop of `num_blocks` epochs of `block_steps` steps, timed one by one.
 
@@ -212,19 +263,19 @@ def training(
         out: file for the times.
         turns: FIFOs `done` and `go`; before each block and before its end rank 0
             writes to the first and waits for a byte of the second. None runs straight on.
-        width: of the hidden layer; the model has 22,000 + 1,035 × width parameters.
+        model: what is trained.
     """
     wait = _NO_TURNS
     if turns is not None:
         wait = _TURNS.format(done=str(turns[0]), go=str(turns[1]))
     return (
-        _setup(kind, num_steps=block_steps, width=width)
+        _setup(kind, num_steps=block_steps, model=model)
         + wait
         + _LOOP.format(num_blocks=num_blocks, out=str(out))
     )
 
 
-def _setup(kind: Kind, *, num_steps: int, lr: float = 0.01, width: int = 256) -> str:
+def _setup(kind: Kind, *, num_steps: int, lr: float = 0.01, model: Model = USUAL) -> str:
     """Return what makes the model, the loader of `num_steps` batches a rank, and the optimizer."""
     optimizer = _OPTIMIZER.format(lr=lr)
     distributed = {
@@ -233,7 +284,9 @@ def _setup(kind: Kind, *, num_steps: int, lr: float = 0.01, width: int = 256) ->
         "horovod": _HOROVOD.format(batch=BATCH, lr=lr) + _AVERAGING,
         "barrier": _HOROVOD.format(batch=BATCH, lr=lr) + _WAITING,
     }
-    return _SETUP.format(num_images=NUM_RANKS * BATCH * num_steps, width=width) + distributed[kind]
+    num_images = NUM_RANKS * BATCH * num_steps
+    setup = _SETUP.format(num_images=num_images, shape=model.shape, layers=model.layers)
+    return setup + distributed[kind]
 
 
 def first_step(*, out: Path, lr: float, kind: Kind = "ddp") -> str:

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.cells import NUM_RANKS
+from benchmarks.cells import MODELS, NUM_RANKS
 from benchmarks.processes import BenchmarkError, Launched
-from benchmarks.step_time import NUM_WARM_BLOCKS, WIDTHS, Files, check_alike, compared
+from benchmarks.step_time import NUM_WARM_BLOCKS, Files, check_alike, compared
 from benchmarks.turns import alternate
 
 if TYPE_CHECKING:
@@ -42,20 +42,18 @@ def against_horovod(settings: Settings) -> list[Result]:
         "--network-interfaces", "lo", python, "-u",
     )  # fmt: skip
     return [
-        _measure(settings, size, width, theirs, kind)
-        for size, width in WIDTHS.items()
+        _measure(settings, size, theirs, kind)
+        for size in MODELS
         for kind in ("horovod", "barrier")
     ]  # fmt: skip
 
 
-def _measure(
-    settings: Settings, size: str, width: int, command: tuple[str, ...], kind: Kind
-) -> Result:
+def _measure(settings: Settings, size: str, command: tuple[str, ...], kind: Kind) -> Result:
     """Compare Horovod's step with ours, or with one that only waits: what there is to win."""
     is_ours = kind == "horovod"
     num_blocks = (settings.pick(30, 6) if is_ours else settings.pick(12, 6)) + NUM_WARM_BLOCKS
     folder = settings.folder / f"{size} {kind}"
-    here, there = (Files(folder / name, num_blocks, width) for name in ("ours", "theirs"))
+    here, there = (Files(folder / name, num_blocks, MODELS[size]) for name in ("ours", "theirs"))
     with (
         Launched(_OURS, here.script(kind), here.folder) as ours,
         Launched(command, there.script("horovod"), there.folder) as theirs,

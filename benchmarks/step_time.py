@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import mean, median
 from typing import TYPE_CHECKING
 
-from benchmarks.cells import training
+from benchmarks.cells import MODELS, USUAL, training
 from benchmarks.processes import BenchmarkError, Notebook, torchrun
 from benchmarks.result import Result, Settings, paired, typical
 from benchmarks.turns import Baton, Timed, alternate
@@ -13,11 +13,10 @@ from benchmarks.turns import Baton, Timed, alternate
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from benchmarks.cells import Kind
+    from benchmarks.cells import Kind, Model
 
 __all__ = [
     "NUM_WARM_BLOCKS",
-    "WIDTHS",
     "Files",
     "against_ddp",
     "against_torchrun",
@@ -27,10 +26,7 @@ __all__ = [
     "with_timeline",
 ]
 
-BLOCK_STEPS = 40
 NUM_WARM_BLOCKS = 2
-WIDTHS = {"0.29 M": 256, "5.2 M": 5000}
-"""Width of the model by its number of parameters."""
 _NUM_FIRST_STEPS = 10
 """Of each run, not counted: they lay out the buckets, or come before the profiler's."""
 _RELATIVE = 1e-4
@@ -72,10 +68,10 @@ def against_torchrun(settings: Settings) -> list[Result]:
 def against_ddp(settings: Settings) -> list[Result]:
     """Measure the step of a plain cell against that of a DDP cell, both without dashboard."""
     results = []
-    for size, width in WIDTHS.items():
+    for size, model in MODELS.items():
         plain, ddp = _runs_in_turns(
             settings, ("%%dist_train", "plain"), ("%%dist_train", "ddp"),
-            settings.pick(30, 6), width,
+            settings.pick(30, 6), model,
         )  # fmt: skip
         results.append(
             compared(
@@ -110,7 +106,7 @@ def with_profiler(settings: Settings) -> list[Result]:
     """Measure a step that torch's profiler records against one without."""
     profiled, bare = _runs_in_turns(
         settings,
-        (f"%%dist_train --profile {BLOCK_STEPS}", "plain"),
+        (f"%%dist_train --profile {USUAL.num_steps}", "plain"),
         ("%%dist_train", "plain"),
         settings.pick(10, 4),
     )
@@ -128,7 +124,7 @@ def _runs_in_turns(
     ours: tuple[str, Kind],
     theirs: tuple[str, Kind],
     num_rounds: int,
-    width: int = 256,
+    model: Model = USUAL,
 ) -> tuple[Timed, Timed]:
     """Train two cells, each given by its magic's line and its kind, in turns in one session.
 
@@ -141,8 +137,8 @@ def _runs_in_turns(
         for i in range(num_rounds + 1):
             for side in (0, 1) if i % 2 else (1, 0):
                 magic, kind = (ours, theirs)[side]
-                num_steps = _NUM_FIRST_STEPS + BLOCK_STEPS
-                cell = training(kind, num_blocks=1, block_steps=num_steps, out=out, width=width)
+                num_steps = _NUM_FIRST_STEPS + model.num_steps
+                cell = training(kind, num_blocks=1, block_steps=num_steps, out=out, model=model)
                 notebook.run(f"{magic}\n{cell}")
                 if i:  # the first run of each loads what it needs
                     timed[side].append(
@@ -167,26 +163,26 @@ class Files:
     Args:
         folder: made for them.
         num_blocks: that it computes.
-        width: of the model; see `training`.
+        model: that it trains.
     """
 
-    def __init__(self, folder: Path, num_blocks: int, width: int = 256) -> None:
+    def __init__(self, folder: Path, num_blocks: int, model: Model = USUAL) -> None:
         folder.mkdir(parents=True)
         self.folder = folder
         self.baton = Baton(folder / "turns")
         self._out = folder / "times.json"
         self._num_blocks = num_blocks
-        self._width = width
+        self._model = model
 
     def script(self, kind: Kind) -> str:
         """Return the loop, in turns with another side."""
         return training(
             kind,
             num_blocks=self._num_blocks,
-            block_steps=BLOCK_STEPS,
+            block_steps=self._model.num_steps,
             out=self._out,
             turns=self.baton.paths,
-            width=self._width,
+            model=self._model,
         )
 
     def read(self) -> Timed:
@@ -210,7 +206,7 @@ def compared(
     means = paired([mean(b) for b in ours.blocks_s], [mean(b) for b in theirs.blocks_s])
     return Result(
         name=name,
-        what=f"{what}; median step of each block of {BLOCK_STEPS}",
+        what=f"{what}; median step of each block of {len(ours.blocks_s[0])}",
         spread=medians,
         unit="×",
         goal=goal,
