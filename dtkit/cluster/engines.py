@@ -173,6 +173,7 @@ class Engines(Roster):
     def _forget_cell(self) -> None:
         """Let go of what the client keeps of the last cell: of ranks that died, all of it."""
         client = self._client
+        client.history.clear()  # the number of every message, for calls by index
         for future in self._sent.values():
             for kept in (client._futures, client._output_futures, client.results, client.metadata):  # noqa: SLF001
                 kept.pop(future.msg_id, None)

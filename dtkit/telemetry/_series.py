@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections import deque
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dtkit.events import STEP_COLUMNS
+from dtkit.telemetry._rate import rate_of
 from dtkit.telemetry.view import MAX_POINTS, RankView
 
 if TYPE_CHECKING:
@@ -20,14 +22,13 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-__all__ = ["WINDOW", "Arrivals", "RankSeries", "Rows", "Smoother", "binned", "decimate", "last",
-           "mean", "median", "median_of_known", "new_rings", "rate_of", "recent_of", "rows_of",
-           "share", "smoothed"]  # fmt: skip
+__all__ = ["WINDOW", "RankSeries", "Rows", "Smoother", "binned", "decimate", "last", "mean",
+           "median", "median_of_known", "new_rings", "recent_of", "rows_of", "share",
+           "smoothed"]  # fmt: skip
 
 WINDOW = 8192
 """Steps kept per rank; a rank may fall this far behind before its row is merged without it."""
 _RECENT_STEPS = 50
-_RECENT_S = 2.0
 _GIB = 2**30
 _RATE_STEPS = 16
 _ROW = ("step", "time_s", "loss", "smooth", "samples", "step_ms", "data_ms", "comm_ms", "lr",
@@ -43,9 +44,13 @@ _RECENT = [
 def new_rings(num_ranks: int) -> Floats:
     """Return rings for the last `WINDOW` steps of ranks, (num_ranks, num_columns, WINDOW).
 
-    A place without a step has number 0. Zeros take no memory before something is written there.
+    A place without a step has number 0. Pages of their own take no memory before something is
+    written there, and go back to the system when the run is forgotten: in malloc's heap, where
+    zeros of this size end up after the first run, each left some 100 kB behind.
     """
-    return np.zeros((num_ranks, len(STEP_COLUMNS), WINDOW))
+    shape = (num_ranks, len(STEP_COLUMNS), WINDOW)
+    pages = mmap.mmap(-1, 8 * math.prod(shape), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(pages, dtype=np.float64).reshape(shape)
 
 
 def rows_of(rings: Floats, steps: NDArray[np.int64]) -> Floats:
@@ -63,7 +68,8 @@ def recent_of(rings: Floats, newest: Sequence[int]) -> Floats:
         newest: each rank's last step.
 
     Returns:
-        step_ms, data_ms, comm_ms, and samples/s of these steps together.
+        step_ms, data_ms, comm_ms, and samples/s of these steps together; the first step, which
+        loads what the others find there, does not count if there are others.
     """
     steps = np.array(newest)[:, None] - np.arange(_RECENT_STEPS)
     ranks = np.arange(len(rings))
@@ -71,7 +77,8 @@ def recent_of(rings: Floats, newest: Sequence[int]) -> Floats:
         ranks[:, None, None], np.array(_RECENT)[:, None], (steps[:, None] - 1) % WINDOW
     ]
     block.transpose(0, 2, 1)[(block[:, 0] != steps) | (steps < 1)] = np.nan
-    rates = [rate_of(*sums) for sums in np.nansum(block[:, [4, 1]], axis=2)]
+    counted = np.where(((steps == 1) & (steps[:, :1] > 1))[:, None], np.nan, block[:, [4, 1]])
+    rates = [rate_of(*sums) for sums in np.nansum(counted, axis=2)]
     return np.column_stack([median_of_known(block[:, 1:4]), rates])
 
 
@@ -210,37 +217,6 @@ def smoothed(values: Floats, decay: float) -> Floats:
     return Smoother(decay).extend(values)
 
 
-class Arrivals:
-    """When samples came, lately: for a rate that follows what happens now."""
-
-    def __init__(self) -> None:
-        self.num_samples = 0.0
-        self._points: deque[tuple[float, float]] = deque()  # seconds, and samples so far
-
-    def add(self, rows: Rows, num_samples: float) -> None:
-        """Note that rows have come, with so many samples in them."""
-        if not self._points:
-            first_s = rows["time_s"][0] - rows["step_ms"][0] / 1000  # when the first step began
-            self._points.append((float(first_s), 0.0))
-        self.num_samples += num_samples
-        now_s = float(rows["time_s"][-1])
-        self._points.append((now_s, self.num_samples))
-        # Two are kept, whatever their age: a rate lies between two points.
-        while self._points[1][0] < now_s - _RECENT_S:
-            self._points.popleft()
-
-    def rate(self) -> float:
-        """Return samples/s of the last seconds."""
-        if not self._points:
-            return math.nan
-        (t0, n0), (t1, n1) = self._points[0], self._points[-1]
-        return rate_of(n1 - n0, 1000.0 * (t1 - t0))
-
-
-def rate_of(samples: float, ms: float) -> float:
-    return float(1000.0 * samples / ms) if ms > 0 and samples > 0 else math.nan
-
-
 def median(values: Floats) -> float:
     return float(np.median(values)) if len(values) else math.nan
 
@@ -268,12 +244,15 @@ def binned(rows: Rows, num_bins: int) -> tuple[Floats, Floats, Floats, Floats]:
     """Return step, samples/s, and that of the slowest and the fastest rank, at most per bin.
 
     Samples over time, of a bin's steps or of the last `_RATE_STEPS` where it has
-    fewer: an epoch's last batch is small, and not a slow step.
+    fewer: an epoch's last batch is small, and not a slow step. The first step, which loads
+    what the others find there, is left out.
     """
     if not rows.num or not rows.sums(np.array([rows.num]))[0, 0]:
         return (np.empty(0),) * 4
-    ends = np.unique(np.linspace(0, rows.num, min(rows.num, num_bins) + 1).astype(np.int64))[1:]
-    starts = np.maximum(np.minimum(ends - _RATE_STEPS, np.append(0, ends[:-1])), 0)
+    first = min(1, rows.num - 1)
+    num_bins = min(rows.num - first, num_bins)
+    ends = np.unique(np.linspace(first, rows.num, num_bins + 1).astype(np.int64))[1:]
+    starts = np.maximum(np.minimum(ends - _RATE_STEPS, np.append(first, ends[:-1])), first)
     samples, ms, low_ms, high_ms = rows.sums(ends) - rows.sums(starts)
     with np.errstate(invalid="ignore", divide="ignore"):
         rate, low, high = 1000.0 * samples / ms, low_ms / ms, high_ms / ms

@@ -22,9 +22,9 @@ from dtkit.events import (
     Total,
 )
 from dtkit.telemetry._order import InStep, InTime, Order
+from dtkit.telemetry._rate import Arrivals, rate_of_all
 from dtkit.telemetry._series import (
     WINDOW,
-    Arrivals,
     RankSeries,
     Rows,
     Smoother,
@@ -32,7 +32,6 @@ from dtkit.telemetry._series import (
     mean,
     median,
     new_rings,
-    rate_of,
     recent_of,
     share,
 )
@@ -236,9 +235,7 @@ class RunState:
         """Return samples/s of the last seconds, and of the whole run once it has ended."""
         if not self._end_unix_s:
             return self._arrivals.rate()
-        return rate_of(
-            float(np.nansum(self._rows["samples"])), float(np.nansum(self._rows["step_ms"]))
-        )
+        return rate_of_all(self._rows)
 
     def _view(self) -> RunView:
         rows = self._rows

@@ -47,13 +47,27 @@ def test_the_loss_is_weighted_by_samples() -> None:
     assert history["samples_per_s"][0] == pytest.approx(40 / 0.010)
 
 
-def test_at_its_end_a_run_shows_the_rate_of_all_of_it() -> None:
+def test_at_its_end_a_run_shows_the_rate_of_all_of_it_but_the_first_step() -> None:
     state = started(1)
     state.handle(steps(0, 1, 14, samples=128.0))
     state.handle(steps(0, 15, 15, samples=5.0))
-    whole = (14 * 128 + 5) / 0.150
+    whole = (13 * 128 + 5) / 0.140
     state.end("finished")
     assert state.view().samples_per_s == pytest.approx(whole)
+
+
+def test_a_first_step_that_loads_the_compiler_slows_no_rate_down() -> None:
+    state = started(1)
+    state.handle(steps(0, 1, 1, time_s=[4.0], step_ms=4000.0))
+    assert state.view().samples_per_s == pytest.approx(8)  # there is no other
+    state.handle(steps(0, 2, 11, time_s=[4.0 + 0.01 * n for n in range(1, 11)]))
+    for _ in range(2):
+        view = state.view()
+        assert view.samples_per_s == pytest.approx(3200)
+        assert view.ranks[0].samples_per_s == pytest.approx(3200)
+        assert view.rate_curve.step[0] == 2
+        assert view.rate_curve.lines["all ranks"] == pytest.approx([3200] * 10)
+        state.end("finished")
 
 
 def test_an_epochs_small_last_batch_is_no_slump_of_the_rate() -> None:
@@ -231,7 +245,7 @@ def test_steps_that_ranks_make_without_each_other_are_rows_in_time() -> None:
     assert history["step_ms"].tolist() == pytest.approx([100, 100, 100, 50, 50])
     assert history["comm_ms"][3] == pytest.approx(5)  # a tenth, as of the rank's own step
     view = state.view()
-    assert view.samples_per_s == pytest.approx(5 * 32 / 0.4)
+    assert view.samples_per_s == pytest.approx(4 * 32 / 0.3)
     assert view.total_steps == 80
     assert [rank.step for rank in view.ranks] == [4, 1]
 
