@@ -15,8 +15,9 @@ __all__ = ["MAX_CHARS", "Display", "OutputBlock", "RankOutput", "merge_output", 
 MAX_CHARS = 200_000
 """Text kept per rank and cell; of more, the newest is kept and the cut is said."""
 
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-_CONTROL = re.compile(r"([\n\r\b])")
+_UP = "\x1b[A"
+_ANSI = re.compile(r"\x1b\[(?!A)[0-9;?]*[A-Za-z]")
+_CONTROL = re.compile(r"([\n\r\b]|\x1b\[A)")
 _NOT_SHOWN = re.compile(
     r"… (?:([\d,]+) earlier lines)?(?: and )?(?:([\d,]+) earlier characters)? are not shown\n"
 )
@@ -40,11 +41,13 @@ class Display:
 
 
 class RankOutput:
-    r"""The text of one rank, with `\r` and `\b` applied as a terminal would (tqdm needs it)."""
+    r"""The text of one rank, with `\r`, `\b` and cursor up as on a terminal (tqdm needs them)."""
 
     def __init__(self) -> None:
         self._lines: deque[str] = deque()
         self._line: list[str] = []
+        self._below: list[list[str]] = []
+        """Lines under that of the cursor, the next one last."""
         self._column = 0
         self._num_chars = 0
         self._num_cut = 0
@@ -59,6 +62,8 @@ class RankOutput:
                 self._column = 0
             elif piece == "\b":
                 self._column = max(0, self._column - 1)
+            elif piece == _UP:
+                self._go_up()
             elif piece:
                 self._put(piece)
 
@@ -66,13 +71,15 @@ class RankOutput:
         """Forget everything, as `clear_output` does."""
         self._lines.clear()
         self._line.clear()
+        self._below.clear()
         self._column = self._num_chars = self._num_cut = self._num_cut_chars = 0
 
     @property
     def text(self) -> str:
         """Everything printed so far; of more than `MAX_CHARS` characters the newest."""
         note = _not_shown(self._num_cut, self._num_cut_chars)
-        return note + "".join(self._lines) + "".join(self._line)
+        below = "".join("\n" + "".join(line) for line in reversed(self._below))
+        return note + "".join(self._lines) + "".join(self._line) + below
 
     def _put(self, piece: str) -> None:
         # A list of characters takes 8 bytes for each: a line of 50 MB must not become one.
@@ -86,9 +93,16 @@ class RankOutput:
         self._line[self._column : end] = piece
         self._column = end
 
+    def _go_up(self) -> None:
+        if self._lines:
+            self._below.append(self._line)
+            line = self._lines.pop()
+            self._num_chars -= len(line)
+            self._line = list(line[:-1])
+
     def _end_line(self) -> None:
         line = "".join(self._line) + "\n"
-        self._line.clear()
+        self._line = self._below.pop() if self._below else []
         self._column = 0
         self._lines.append(line)
         self._num_chars += len(line)

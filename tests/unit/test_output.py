@@ -23,6 +23,9 @@ def shown(*pieces: str) -> str:
         (("\x1b[31mred\x1b[0m",), "red"),
         (("one\r\ntwo\r\n",), "one\ntwo\n"),
         (("\n\n",), "\n\n"),
+        (("outer 0 %", "\n", "\rinner 0 %", "\x1b[A", "\router 9 %"), "outer 9 %\ninner 0 %"),
+        (("a\nb\x1b[A\rc\n\rd\ne",), "c\nd\ne"),
+        (("\x1b[Aa",), "a"),
     ],
 )
 def test_control_characters_act_as_on_a_terminal(pieces: tuple[str, ...], text: str) -> None:

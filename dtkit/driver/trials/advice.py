@@ -66,7 +66,7 @@ def placement_of(run: Run) -> BatchPlacement | None:
     return place_batch(
         float(np.median(known[len(known) // 2 :])),
         round(float(np.nanmedian(samples))),
-        lr=float(history["lr"][np.isfinite(history["lr"])][-1]),
+        lr=float(np.nanmax(history["lr"])),  # as it is written: schedules lower it from there
         optimizer=next((s["optimizer"] for s in run.summaries if "optimizer" in s), ""),
     )
 

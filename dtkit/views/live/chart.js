@@ -108,6 +108,7 @@ class Panel {
       this.drawnAs = how;
       this.uplot?.destroy();
       this.plot.textContent = "";
+      this.plot.classList.remove("empty");
       this.uplot = new uPlot(this.options(labels, isLog, weight > 0), columns, this.plot);
     } else {
       this.uplot.setData(columns, false);
@@ -127,6 +128,7 @@ class Panel {
     const isKnown = chart || !this.charts.size;
     const text = isKnown ? "waiting for the first steps …" : this.name === "samples/s" ? "samples not counted" : `no ${this.name} seen`;
     this.plot.textContent = text;
+    this.plot.classList.add("empty");
     this.plot.setAttribute("aria-label", text);
   }
 
