@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+import threading
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 
 import dtkit
 from dtkit.checkpoint_files import whole
+from dtkit.engine.checkpointing.ranks import Ranks
+from dtkit.engine.checkpointing.read import _Unpickler
+from dtkit.engine.checkpointing.write import Pending, Writer
 from dtkit.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 KILLED = """
 import os, signal, sys
@@ -94,13 +97,48 @@ def test_an_index_that_asks_for_code_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "owned").exists()
 
 
-def test_a_value_that_cannot_be_loaded_safely_is_refused_when_it_is_saved(tmp_path: Path) -> None:
+class Named(NamedTuple):
+    """What `weights_only` does not know."""
+
+    number: int
+
+
+@pytest.mark.parametrize("value", [Path("x"), Named(1)], ids=["path", "named tuple"])
+def test_a_value_that_cannot_be_loaded_safely_is_refused_when_it_is_saved(
+    tmp_path: Path, value: object
+) -> None:
     class Odd:
         def state_dict(self) -> dict[str, object]:
-            return {"path": tmp_path}
+            return {"value": value}
 
     with pytest.raises(CheckpointError, match="cannot be loaded safely"):
         dtkit.checkpoint(tmp_path, odd=Odd())
+
+
+def test_an_index_of_another_python_is_read(tmp_path: Path) -> None:
+    model = torch.nn.Linear(4, 1)
+    path = dtkit.checkpoint(tmp_path, model=model).path / ".metadata"
+    index = path.read_bytes()
+    moved = b"pathlib._local"  # where 3.13 has it, and only that
+    assert index.count(b"\x8c\x07pathlib") == 1
+    changed = index.replace(b"\x8c\x07pathlib", b"\x8c\x0e" + moved)
+    frame = changed.index(b"\x95") + 1
+    assert _Unpickler(io.BytesIO(changed[:frame] + (
+        int.from_bytes(changed[frame:frame + 8], "little") + len(moved) - 7
+    ).to_bytes(8, "little") + changed[frame + 8:])).load()
+
+
+def test_what_a_failed_write_says_is_said_before_who_waits_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Pending] = []
+    writer = Writer(tmp_path, 3, Ranks(None), told.append)
+    monkeypatch.setattr(Pending, "done", lambda pending: told.index(pending))
+    pending = writer.save({"model": torch.nn.Linear(4, 1)}, {}, step=1, epoch=0)
+    for thread in threading.enumerate():
+        if thread.name == "dtkit-checkpoint":
+            thread.join()
+    assert told == [pending]
 
 
 @pytest.mark.usefixtures("digits")  # an optimizer's first step sets a variable of torch's compiler
@@ -109,10 +147,11 @@ def test_every_kind_of_state_comes_back(tmp_path: Path) -> None:
     model.half_buffer = torch.nn.Buffer(torch.empty(0, dtype=torch.float16))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, amsgrad=True)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=9)
+    steps = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 2, 5])
     model(torch.randn(8, 4, dtype=torch.bfloat16)).sum().backward()
     optimizer.step()
     scheduler.step()
-    objects = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    objects = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "steps": steps}
     dtkit.checkpoint(tmp_path, **objects)
     saved = {name: repr(thing.state_dict()) for name, thing in objects.items()}
 
@@ -123,6 +162,7 @@ def test_every_kind_of_state_comes_back(tmp_path: Path) -> None:
         "model": other,
         "optimizer": fresh,
         "scheduler": torch.optim.lr_scheduler.OneCycleLR(fresh, max_lr=3.0, total_steps=5),
+        "steps": torch.optim.lr_scheduler.MultiStepLR(fresh, [1]),
     }
     dtkit.resume(tmp_path, **loaded)
     assert {name: repr(thing.state_dict()) for name, thing in loaded.items()} == saved

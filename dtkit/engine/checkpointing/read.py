@@ -8,6 +8,7 @@ unpickler that knows the index's own classes and nothing else.
 from __future__ import annotations
 
 import pickle
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,8 +47,9 @@ _SAFE = {
         "TensorStorageMetadata",
         "_MEM_FORMAT_ENCODING",
     },
-    "pathlib": {"Path", "PosixPath", "PurePosixPath"},
 }
+_PATHS = ("pathlib", "pathlib._local")
+"""Where Python keeps the class of the index's own path, which is of no use: 3.13 has moved it."""
 
 
 def load(checkpoint: Path, objects: Mapping[str, Any], rank: int, world_size: int) -> Any:
@@ -72,7 +74,7 @@ def load(checkpoint: Path, objects: Mapping[str, Any], rank: int, world_size: in
         msg = f"no {', '.join(missing)} in {checkpoint}; it has {', '.join(manifest.names)}"
         raise CheckpointError(msg)
     is_same = manifest.world_size == world_size
-    saved = torch.load(checkpoint / f"rank-{rank if is_same else 0}.pt", weights_only=True)
+    saved = _rest(checkpoint, rank if is_same else 0)
     outlines = {name: saved["objects"][name] for name in objects}
     if not is_same:
         _complete(outlines, objects, checkpoint, manifest.world_size)
@@ -98,6 +100,14 @@ def load(checkpoint: Path, objects: Mapping[str, Any], rank: int, world_size: in
     return saved["extra"] if is_same else None
 
 
+def _rest(checkpoint: Path, rank: int) -> dict[str, Any]:
+    """Return what a rank has saved beside its tensors."""
+    # What compression has left out was on the rank's own device, which need not be there.
+    path = checkpoint / f"rank-{rank}.pt"
+    saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return saved
+
+
 def _complete(
     outlines: dict[str, Any], objects: Mapping[str, Any], checkpoint: Path, num_ranks: int
 ) -> None:
@@ -107,7 +117,7 @@ def _complete(
     for rank in range(1, num_ranks):
         if all(names <= set(outlines[name]) for name, names in wanted.items()):
             return
-        saved = torch.load(checkpoint / f"rank-{rank}.pt", weights_only=True)
+        saved = _rest(checkpoint, rank)
         for name in wanted:
             outlines[name] = {**saved["objects"][name], **outlines[name]}
     for name, names in wanted.items():
@@ -125,6 +135,8 @@ class _Reader(FileSystemReader):
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if module in _PATHS:
+            return PurePosixPath
         if name in _SAFE.get(module, ()) or (
             module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         ):

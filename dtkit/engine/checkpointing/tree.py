@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def dismantle(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
         tensors[name] = value.detach()
         return (_MARK, name)
     if isinstance(value, dict):
-        return {k: dismantle(v, f"{name}/{k}", tensors) for k, v in value.items()}
+        return _like(value, {k: dismantle(v, f"{name}/{k}", tensors) for k, v in value.items()})
     if type(value) in (list, tuple):
         items = [dismantle(v, f"{name}/{i}", tensors) for i, v in enumerate(value)]
         return items if isinstance(value, list) else tuple(items)
@@ -74,10 +75,16 @@ def _replace(outline: Any, make: Callable[[str], Any]) -> Any:
     if _is_mark(outline):
         return make(outline[1])
     if isinstance(outline, dict):
-        return {k: _replace(v, make) for k, v in outline.items()}
-    if isinstance(outline, list | tuple):
+        return _like(outline, {k: _replace(v, make) for k, v in outline.items()})
+    if type(outline) in (list, tuple):  # of a named tuple, writing says what is wrong with it
         return type(outline)(_replace(v, make) for v in outline)
     return outline
+
+
+def _like(value: dict[Any, Any], content: dict[Any, Any]) -> dict[Any, Any]:
+    # MultiStepLR counts with one. Of other kinds `weights_only` lets no more through, or they do
+    # without.
+    return Counter(content) if type(value) is Counter else content
 
 
 def _is_mark(outline: Any) -> bool:

@@ -68,9 +68,8 @@ class Pending:
             raise self.error
         return self.path
 
-    def done(self, error: CheckpointError | None) -> None:
-        """Note the end."""
-        self.error = error
+    def done(self) -> None:
+        """Let go who waits."""
         self._is_done.set()
 
     def __repr__(self) -> str:
@@ -203,17 +202,18 @@ class Writer:
         return _Staged(mine, planner, writer, metadata, rest, temporary)
 
     def _write(self, staged: _Staged, pending: Pending, manifest: Manifest) -> None:
-        error = None
         try:
             self._write_all(staged, pending, manifest)
         except Exception as found:  # noqa: BLE001  it ends the thread, and `Pending` tells it
             if self._ranks.rank == 0:
                 shutil.rmtree(staged.temporary, ignore_errors=True)
-            error = CheckpointError(
+            pending.error = CheckpointError(
                 f"the checkpoint of step {pending.step} was not written: {found}"
             )
-        pending.done(error)
-        self._on_end(pending)
+        try:
+            self._on_end(pending)  # before who waits goes on: it may be the end of the run
+        finally:
+            pending.done()
 
     def _write_all(self, staged: _Staged, pending: Pending, manifest: Manifest) -> None:
         def commit(words: list[dict[str, Any]]) -> None:
@@ -241,7 +241,7 @@ class Writer:
             file.flush()
             os.fsync(file.fileno())
         try:
-            torch.load(path, weights_only=True)
+            torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             msg = f"it holds a value that cannot be loaded safely (weights_only): {error}"
             raise CheckpointError(msg) from error
