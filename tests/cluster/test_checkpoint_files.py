@@ -123,9 +123,15 @@ def test_an_index_of_another_python_is_read(tmp_path: Path) -> None:
     assert index.count(b"\x8c\x07pathlib") == 1
     changed = index.replace(b"\x8c\x07pathlib", b"\x8c\x0e" + moved)
     frame = changed.index(b"\x95") + 1
-    assert _Unpickler(io.BytesIO(changed[:frame] + (
-        int.from_bytes(changed[frame:frame + 8], "little") + len(moved) - 7
-    ).to_bytes(8, "little") + changed[frame + 8:])).load()
+    assert _Unpickler(
+        io.BytesIO(
+            changed[:frame]
+            + (int.from_bytes(changed[frame : frame + 8], "little") + len(moved) - 7).to_bytes(
+                8, "little"
+            )
+            + changed[frame + 8 :]
+        )
+    ).load()
 
 
 def test_what_a_failed_write_says_is_said_before_who_waits_goes_on(
@@ -133,7 +139,11 @@ def test_what_a_failed_write_says_is_said_before_who_waits_goes_on(
 ) -> None:
     told: list[Pending] = []
     writer = Writer(tmp_path, 3, Ranks(None), told.append)
-    monkeypatch.setattr(Pending, "done", lambda pending: told.index(pending))
+
+    def done(ended: Pending) -> None:
+        assert told == [ended]
+
+    monkeypatch.setattr(Pending, "done", done)
     pending = writer.save({"model": torch.nn.Linear(4, 1)}, {}, step=1, epoch=0)
     for thread in threading.enumerate():
         if thread.name == "dtkit-checkpoint":

@@ -71,6 +71,32 @@ for epoch in range(start.epoch, 4):
 state = [float(t.double().sum()) for t in model.state_dict().values()]
 """
 """Dropout, momentum, running statistics, a schedule, and random numbers for every sample."""
+TWO_OPTIMIZERS = """
+torch.manual_seed(0); random.seed(0)
+loader = LOADER
+first, second = nn.Linear(64, 32), nn.Linear(32, 10)
+one = torch.optim.Adam(first.parameters(), lr=1e-3)
+two = torch.optim.SGD(second.parameters(), lr=0.05, momentum=0.9)
+start = dtkit.resume(first=first, second=second, one=one, two=two)
+losses, num_steps = [], start.step
+
+def step(optimizer, xb, yb):
+    optimizer.zero_grad()
+    loss = cross_entropy(second(first(xb)), yb)
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+for epoch in range(start.epoch, 4):
+    for xb, yb in loader:
+        losses.append(step(one, xb, yb) + step(two, xb, yb))
+        num_steps += 1
+        if num_steps == fail_at:
+            wait_until_written()
+            raise RuntimeError("the power is off")
+state = [float(p.double().sum()) for p in (*first.parameters(), *second.parameters())]
+"""
+"""Both step on each batch, as of a GAN."""
 NUM_STEPS = 4 * 19
 LOADERS = {
     "shuffled": "DataLoader(noisy_set, batch_size=16, shuffle=True)",
@@ -130,6 +156,13 @@ def test_a_run_that_failed_goes_on_in_the_middle_of_an_epoch(rig: Rig, loader: s
     run = fail(rig, cell(loader), at=37, every=8)
     assert [path.name for path in checkpoints(run)] == [f"step-{n:08d}" for n in (16, 24, 32)]
     assert_goes_on(rig, cell(loader), run.name, at=32)
+
+
+def test_what_two_optimizers_do_with_a_batch_is_all_in_a_checkpoint(rig: Rig) -> None:
+    code = TWO_OPTIMIZERS.replace("LOADER", LOADERS["shuffled"])
+    run = fail(rig, code, at=12, every=5)
+    assert [path.name for path in checkpoints(run)] == [f"step-{n:08d}" for n in (5, 10)]
+    assert_goes_on(rig, code, run.name, at=10)
 
 
 def test_a_checkpoint_at_the_end_of_an_epoch_has_what_the_cell_does_there(rig: Rig) -> None:

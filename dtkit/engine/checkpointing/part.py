@@ -168,6 +168,8 @@ class Periodic(Checkpoints):
         self._mark: dict[str, Any] | None = None
         self._is_due = False
         self._num_since = 0
+        self._has_read = self._reads = False
+        """Whether a batch has come since the last step, and for it."""
 
     def take(self, objects: dict[str, Any], mark: dict[str, Any] | None = None) -> Pending:
         """Begin to write one; the next is due so many steps later."""
@@ -177,8 +179,9 @@ class Periodic(Checkpoints):
     def after_step(self, optimizer: Optimizer, step: int) -> None:  # noqa: ARG002
         """See whether a checkpoint is due."""
         self._num_since += 1
-        if self._run.position.step % self._every == 0:
-            self._is_due = True
+        self._reads, self._has_read = self._has_read, False
+        self._is_due |= self._run.position.step % self._every == 0
+        if self._is_due:
             self._mark = self._run.position.state()
 
     def before_batch(self) -> None:
@@ -188,12 +191,14 @@ class Periodic(Checkpoints):
 
     def saw_batch(self, wait_s: float) -> None:  # noqa: ARG002
         """Take the checkpoint that is due."""
+        self._has_read = True
         if self._is_due:
             self._try()
 
     def before_backward(self) -> None:
         """Take the checkpoint that is due, in a cell that reads no DataLoader."""
-        if self._is_due:
+        # In one that does, another optimizer may still be to step on the batch, as a GAN's second.
+        if self._is_due and not self._reads:
             self._try()
 
     def end(self, state: str) -> None:
