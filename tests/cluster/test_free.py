@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rig import DIGITS
 
-from dtkit.errors import InvalidInputError
+from dtkit.errors import InvalidInputError, RankError
 from dtkit.options import RunOptions
 from dtkit.recipe import Recipe
 
@@ -52,15 +52,26 @@ def test_digits_are_learnt(rig4: Rig, strategy: str, *, is_slow: bool) -> None:
     assert "divergence" in run.history
 
 
-@pytest.mark.parametrize("strategy", ["async:8", "gossip"])
+@pytest.mark.parametrize(
+    ("strategy", "order"),
+    [
+        ("async:8", "batch_size=32, shuffle=True"),
+        ("gossip", "batch_sampler=AtOnce()"),  # draws its order when it is asked for batches
+    ],
+)
 def test_each_sample_is_trained_on_once_an_epoch_by_whichever_rank(
-    rig4: Rig, strategy: str
+    rig4: Rig, strategy: str, order: str
 ) -> None:
     cell = (
         HEAD
         + """
 indices = TensorDataset(torch.arange(1500), y[train])
-loader = DataLoader(indices, batch_size=32, shuffle=True)
+class AtOnce:
+    def __iter__(self):
+        return iter([part.tolist() for part in torch.randperm(1500).split(32)])
+    def __len__(self):
+        return 47
+loader = DataLoader(indices, ORDER)
 seen = []
 for epoch in range(3):
     seen.append([])
@@ -69,7 +80,7 @@ for epoch in range(3):
         seen[-1] += pick.tolist()
         time.sleep(0.02 if rank == 2 else 0)"""
         + STEP
-    )
+    ).replace("ORDER", order)
     run = rig4.session.train(cell, recipe=Recipe(strategy=strategy))
     by_rank = rig4.values("{len(s): None for s in seen} and [sum(s) for s in seen]")
     assert [sum(sums) for sums in zip(*by_rank, strict=True)] == [1500 * 1499 // 2] * 3
@@ -138,6 +149,14 @@ def test_a_checkpoint_at_the_end_of_an_epoch(rig4: Rig) -> None:
         rig4.session.train(
             cell, recipe=Recipe(strategy="async:1"), options=RunOptions(checkpoint_every=10)
         )
+
+
+def test_ranks_that_train_other_weights_are_told_and_not_left_to_themselves(rig4: Rig) -> None:
+    cell = CELL.replace("EPOCHS", "1").replace(
+        "for epoch", "model[0].weight.requires_grad_(rank != 2)\nfor epoch", 1
+    )
+    with pytest.raises(RankError, match=r"cannot answer 'update': RuntimeError: .*size"):
+        rig4.session.train(cell, recipe=Recipe(strategy="async:8"))
 
 
 @pytest.mark.parametrize(

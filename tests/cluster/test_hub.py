@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Listener
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,7 +13,7 @@ import torch
 
 from dtkit.engine.loose.gossip import GossipHub
 from dtkit.engine.loose.hub import Hub
-from dtkit.engine.loose.mesh import FreedError
+from dtkit.engine.loose.mesh import FreedError, Mesh
 from dtkit.engine.loose.server import ServerHub
 
 if TYPE_CHECKING:
@@ -155,6 +158,38 @@ def test_the_first_weights_are_the_leader_s_once_it_has_come_to_the_same_place()
     assert reply == {"is_same": True}
     assert given is values
     assert hub.answer(2, {**ask, "about": "(4,)torch.uint8"}, None) == ({}, None)
+
+
+def test_a_mesh_passes_over_strangers_and_tells_why_it_cannot_answer() -> None:
+    def answer(_number: int, message: dict[str, Any], _vector: torch.Tensor | None) -> Any:
+        return {"is": message["odd"]}, None
+
+    host = one_of_two(0, answer)
+    listener = Listener(("127.0.0.1", 0), authkey=b"secret")
+    host._start(host._accept, listener)
+    socket.create_connection(listener.address).close()
+    with pytest.raises(AuthenticationError):
+        Client(listener.address, authkey=b"another")
+    visitor = one_of_two(1, answer)
+    visitor._peers[0] = Client(listener.address, authkey=b"secret")
+    visitor._peers[0].send_bytes(b"1")
+    assert host._all_here.wait(WAIT_S)
+    assert visitor.ask(0, {"odd": 3}) == {"is": 3}
+    with pytest.raises(RuntimeError, match="rank 0 cannot answer 'x': KeyError: 'odd'"):
+        visitor.ask(0, {"ask": "x"})
+    visitor.close()
+    host.close()
+
+
+def one_of_two(rank: int, answer: Callable[..., Any]) -> Mesh:
+    """Return a mesh of two ranks that is not connected yet."""
+    mesh = object.__new__(Mesh)
+    mesh.rank, mesh.size, mesh._answer = rank, 2, answer
+    mesh._on_lost = lambda _number: None
+    mesh._is_closed = mesh._is_cut = False
+    mesh._served, mesh._threads, mesh._peers = [], [], {}
+    mesh._all_here = threading.Event()
+    return mesh
 
 
 def test_gossip_leaves_the_mean_of_all_replicas_as_it_is() -> None:

@@ -78,12 +78,12 @@ class Dealt(Shares):
 
     def _order(self, name: str) -> Iterator[list[Any]]:
         """Yield the written batches of a pass, the same on all ranks."""
-        inside = None
-        written = map(list, self._written)
+        inside = written = None
         while True:
             outside = randomness.snapshot()
-            if inside is None:
+            if inside is None or written is None:
                 _seed_all(hash((self._seed, *map(int, name.split(".")))) % 2**32)
+                written = map(list, self._written)  # some draw all of their order here
             else:
                 randomness.restore(inside)
             batches = list(islice(written, _CHUNK))

@@ -14,6 +14,7 @@ import os
 import secrets
 import socket
 import threading
+from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -76,6 +77,19 @@ class Mesh:
         dist.all_gather_object(found, mine, group=group)
         self._start(self._accept, listener)
         self._peers: dict[int, Connection] = {}
+        try:
+            self._connect(found)
+        except BaseException:
+            self._is_closed = True
+            with contextlib.suppress(OSError):  # it may have ended
+                Client(mine[0], authkey=mine[1]).close()  # the thread that accepts looks up
+            self.close()
+            raise
+        _close_in_children()
+        _meshes.add(self)
+
+    def _connect(self, found: list[Any]) -> None:
+        """Connect to the others at their addresses with their keys, and wait for them."""
         for number, (address, key) in enumerate(found):
             if number != self.rank:
                 self._peers[number] = Client(address, authkey=key)
@@ -84,8 +98,6 @@ class Mesh:
         if not self._all_here.wait(_JOIN_TIMEOUT_S):
             msg = f"not all ranks have connected within {_JOIN_TIMEOUT_S:g} s"
             raise TimeoutError(msg)
-        _close_in_children()
-        _meshes.add(self)
 
     def ask(
         self,
@@ -105,6 +117,7 @@ class Mesh:
         Raises:
             PeerLostError: the rank is gone.
             FreedError: this rank was freed from waiting.
+            RuntimeError: the rank is there, and cannot answer.
         """
         connection = self._peers[number]
         try:
@@ -118,6 +131,9 @@ class Mesh:
                 raise FreedError from None
             msg = f"rank {number} is gone"
             raise PeerLostError(msg) from error
+        if "error" in reply:
+            msg = f"rank {number} cannot answer {message['ask']!r}: {reply['error']}"
+            raise RuntimeError(msg)
         return reply
 
     def cut(self) -> None:
@@ -155,12 +171,14 @@ class Mesh:
 
     def _accept(self, listener: Listener) -> None:
         with listener:
-            while len(self._served) < self.size - 1:
-                connection = listener.accept()
-                _send_at_once(connection)
-                number = json.loads(connection.recv_bytes())
-                self._served.append(connection)
-                self._start(self._serve, number, connection)
+            while len(self._served) < self.size - 1 and not self._is_closed:
+                # Not of one of us: whoever finds the port, and does not know the secret.
+                with contextlib.suppress(OSError, EOFError, AuthenticationError):
+                    connection = listener.accept()
+                    _send_at_once(connection)
+                    number = json.loads(connection.recv_bytes())
+                    self._served.append(connection)
+                    self._start(self._serve, number, connection)
         self._all_here.set()
 
     def _serve(self, number: int, connection: Connection) -> None:
@@ -176,10 +194,18 @@ class Mesh:
                             scratch = torch.empty(num_bytes, dtype=torch.uint8)
                         connection.recv_bytes_into(_bytes(scratch))
                         vector = scratch.view(getattr(torch, message.pop("dtype")))
-                    _send(connection, *self._answer(number, message, vector))
+                    _send(connection, *self._reply(number, message, vector))
             except (EOFError, OSError, FreedError):
                 if not self._is_closed:
                     self._on_lost(number)
+
+    def _reply(self, number: int, message: Message, vector: torch.Tensor | None) -> Reply:
+        try:
+            return self._answer(number, message, vector)
+        except FreedError:
+            raise
+        except Exception as error:  # noqa: BLE001  who has asked raises it
+            return {"error": f"{type(error).__name__}: {error}"}, None
 
 
 def _send_at_once(connection: Connection) -> None:

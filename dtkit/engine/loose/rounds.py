@@ -63,8 +63,8 @@ class Rounds(Part):
             return
         self._finish()  # a model that has trained before this one joined
         trained, statistics = self._replica.weights(), self._replica.statistics()
-        if trained:
-            self._flat = Flat([*trained, *statistics], num_extra=2)
+        self._flat = Flat([*trained, *statistics], num_extra=2) if trained else None
+        if self._flat is not None:
             self._num_weights = sum(t.numel() for t in trained)
             self._flat.read()
             self.begun()
@@ -114,7 +114,6 @@ class Rounds(Part):
     def _average(self, flat: Flat, *, is_last: bool) -> tuple[bool, float]:
         """Average over the ranks; returns whether all are at their end, and the mean of steps."""
         group = self._wire.group
-        flat.read()
         flat.extra[0], flat.extra[1] = float(is_last), float(self._num_steps)
         flat.vector.div_(group.size())
         dist.all_reduce(flat.vector, group=group)
