@@ -120,14 +120,22 @@ class Links:
 
     def _take(self, known: set[str], *, is_store: bool = False) -> None:
         with self._lock:
+            there = _sockets()
+            self._drop_closed(there)
             known = known | {link.identity for link in self._links}
-            for descriptor, identity in _sockets().items():
+            for descriptor, identity in there.items():
                 if identity in known:
                     continue
                 duplicate = _connected(descriptor, self._store_port, is_store=is_store)
                 if duplicate is not None:
                     self._links.append(_Link(descriptor, identity, duplicate))
                     known.add(identity)
+
+    def _drop_closed(self, there: dict[int, str]) -> None:
+        """Let go of what gloo has closed: a group has ended, and its peers are to see that."""
+        for link in [each for each in self._links if there.get(each.descriptor) != each.identity]:
+            link.duplicate.close()
+            self._links.remove(link)
 
 
 def _connected(descriptor: int, store_port: int, *, is_store: bool) -> socket.socket | None:

@@ -8,6 +8,7 @@ import os
 import secrets
 import socket
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,14 +27,14 @@ from dtkit.horovod.engine import (
 from dtkit.horovod.errors import HorovodInternalError
 from dtkit.horovod.movement import Nothing
 from dtkit.horovod.negotiation import GLOBAL_SET
-from dtkit.horovod.place import Place, place_of
+from dtkit.horovod.place import Place, place_of, seconds_of
 from dtkit.horovod.reduction import zeros_for
 from dtkit.horovod.rendezvous import make_group
 from dtkit.horovod.timeline import Timeline, file_of_environment
 from dtkit.horovod.wire import RemoteChannel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from dtkit.horovod.controller import Collective
     from dtkit.horovod.wire import Channel, Message
@@ -70,6 +71,8 @@ class Context:
     coordinator: Coordinator | None
     counters: dict[tuple[int, str], Iterator[int]] = field(default_factory=dict)
     _users: dict[int, Iterator[int]] = field(default_factory=dict)
+    unhook: Callable[[], None] = lambda: None
+    """Ends that the engine frees what waits here."""
 
     def submit(self, process_set: int, kind: str, name: str | None, made: Collective) -> Handle:
         """Submit a collective; one without a name is numbered, by kind and process set."""
@@ -167,7 +170,7 @@ def open_context() -> None:
     if is_open():
         return
     if _Open.context is not None:  # its group is gone
-        _abandon(_Open.context)
+        _leave(_Open.context)
     is_ours = not dist.is_initialized()
     place = engine_place() or (world.place() if world.is_elastic() else place_of(os.environ))
     if is_ours:
@@ -181,7 +184,7 @@ def open_context() -> None:
     named = file_of_environment()
     if named is not None:
         context.start_timeline(named[0], mark_cycles=named[1])
-    on_release(lambda: context.controller.fail("this rank was released"))
+    context.unhook = on_release(partial(context.controller.fail, "this rank was released"))
     atexit.register(close)
 
 
@@ -207,12 +210,10 @@ def _join(place: Place, *, is_ours: bool) -> Context:
 
 def close() -> None:
     """Leave the job; harmless when it was left."""
-    context, _Open.context = _Open.context, None
+    context = _Open.context
     if context is None:
         return
-    atexit.unregister(close)
-    context.stop_timeline()
-    context.controller.close()
+    _leave(context)
     if context.coordinator is not None:
         context.coordinator.wait()
     if context.world is not dist.group.WORLD:
@@ -233,9 +234,11 @@ def _stand_in(answer: Message) -> Collective:
     return zeros_for(answer, context.groups[answer["set"]], context.device)
 
 
-def _abandon(context: Context) -> None:
+def _leave(context: Context) -> None:
     _Open.context = None
     atexit.unregister(close)
+    context.unhook()
+    context.stop_timeline()
     context.controller.close()
 
 
@@ -292,6 +295,6 @@ def _patience() -> Patience:
     if os.environ.get("HOROVOD_STALL_CHECK_DISABLE", "0") not in ("", "0"):
         return Patience(warning_s=0.0)
     return Patience(
-        warning_s=float(os.environ.get("HOROVOD_STALL_CHECK_TIME_SECONDS", "60")),
-        shutdown_s=float(os.environ.get("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "0")),
+        warning_s=seconds_of(os.environ, "HOROVOD_STALL_CHECK_TIME_SECONDS", 60.0),
+        shutdown_s=seconds_of(os.environ, "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", 0.0),
     )

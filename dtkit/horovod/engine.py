@@ -88,11 +88,18 @@ def recording_links() -> AbstractContextManager[None]:
     return owner.group.links.recording()
 
 
-def on_release(free: Callable[[], None]) -> None:
-    """Call `free` when the engine frees this rank from what it waits for."""
+def on_release(free: Callable[[], None]) -> Callable[[], None]:
+    """Call `free` when the engine frees this rank from what it waits for.
+
+    Returns:
+        What ends that. Until then the engine holds all that `free` refers to.
+    """
     owner = _agent()
-    if owner is not None and owner.group is not None:
-        owner.group.on_release.append(free)
+    if owner is None or owner.group is None:
+        return lambda: None
+    waiting = owner.group.on_release
+    waiting.append(free)
+    return lambda: waiting.remove(free)
 
 
 def stand_back(params: Sequence[torch.Tensor]) -> None:

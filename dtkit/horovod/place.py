@@ -10,7 +10,7 @@ from dtkit.errors import InvalidInputError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ALONE", "Place", "place_of"]
+__all__ = ["ALONE", "Place", "place_of", "seconds_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +82,20 @@ def place_of(environment: Mapping[str, str]) -> Place:
         if launcher.rank in environment and launcher.size in environment:
             return _read(launcher, environment)
     return ALONE
+
+
+def seconds_of(environment: Mapping[str, str], name: str, otherwise: float) -> float:
+    """Return what a variable of Horovod's says.
+
+    Raises:
+        InvalidInputError: it is no number.
+    """
+    text = environment.get(name)
+    try:
+        return otherwise if text is None else float(text)
+    except ValueError:
+        msg = f"{name}={text!r} is no number of seconds"
+        raise InvalidInputError(msg) from None
 
 
 def _read(launcher: _Launcher, environment: Mapping[str, str]) -> Place:

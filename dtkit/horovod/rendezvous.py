@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from dtkit.errors import InvalidInputError
 from dtkit.horovod.errors import HorovodInternalError
+from dtkit.horovod.place import seconds_of
 
 if TYPE_CHECKING:
     from dtkit.horovod.place import Place
@@ -38,7 +39,7 @@ class _Meeting:
 
 def start_timeout_s() -> float:
     """Return how long the processes wait for each other: HOROVOD_START_TIMEOUT, in seconds."""
-    return float(os.environ.get("HOROVOD_START_TIMEOUT", "60"))
+    return seconds_of(os.environ, "HOROVOD_START_TIMEOUT", 60.0)
 
 
 def make_group(place: Place) -> None:

@@ -45,15 +45,18 @@ class Line:
             self.connection.sendall(data)
 
     def receive(self) -> list[Message] | None:
-        """Return the messages that are there, waiting for something; None at the end."""
+        """Return the messages that are there, waiting for something; None at the end.
+
+        What is no message is the end too: whoever finds the port may send anything.
+        """
         try:
             data = self.connection.recv(_CHUNK_BYTES)
-        except OSError:
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            messages = [json.loads(line) for line in lines]
+        except (OSError, ValueError):
             return None
-        if not data:
-            return None
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        return [json.loads(line) for line in lines]
+        is_sound = data and all(isinstance(message, dict) for message in messages)
+        return messages if is_sound else None
 
     def close(self) -> None:
         """Close the connection; who waits in `receive`, on either end, gets None."""

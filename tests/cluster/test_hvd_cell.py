@@ -497,7 +497,7 @@ def test_a_step_is_unscaled_once(rig: Rig) -> None:
 
 def test_what_horovods_own_compression_sends_is_counted(rig: Rig) -> None:
     num = 64 * 64 + 64 + 64 * 10 + 10
-    for compression, num_bytes in (("none", 4.0), ("fp16", 2.0)):
+    for compression, num_bytes in (("none", 4.0), ("fp16", 2.0), ("none, op=hvd.Adasum", 4.0)):
         run = rig.session.train(
             RESUMED.replace("METHOD", compression), options=RunOptions(max_steps=3)
         )

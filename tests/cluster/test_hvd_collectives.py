@@ -161,6 +161,21 @@ assert hvd.allreduce(torch.ones(1), op=hvd.Sum).item() == 4.0   # and unnamed te
 """)
 
 
+def test_whoever_leaves_and_comes_back_keeps_nothing_of_before(four: dtkit.Session) -> None:
+    four.execute("""
+import os
+def held():
+    return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+hvd.shutdown()
+before = held()
+for _ in range(3):
+    hvd.init()
+    hvd.allreduce(torch.ones(1))
+    hvd.shutdown()
+assert held() == before, (held(), before)
+""")
+
+
 def test_disagreements_are_errors_on_all_ranks(four: dtkit.Session) -> None:
     four.execute("""
 error = hvd.HorovodInternalError

@@ -217,6 +217,9 @@ def test_a_function_runs_on_ranks_and_returns_its_results(script: Path) -> None:
         (["-np", "2", "-H", "far:2", "python", "x.py"], "far: dtkit's horovodrun starts ranks on"),
         (["-np", "4", "-H", "localhost:2", "python", "x.py"], "more than the 2 slots"),
         (["-np", "2", "--min-np", "3", "python", "x.py"], "--min-np 3"),
+        (["-H", "localhost:two", "python", "x.py"], "localhost: 'two' is no number of slots"),
+        (["--hostfile", "/nowhere", "python", "x.py"], "--hostfile: "),
+        (["-np", "2", "/nowhere/python", "x.py"], "/nowhere/python cannot be started: No such"),
     ],
 )
 def test_a_command_line_that_cannot_be_names_the_fix(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import platform
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtkit.errors import InvalidInputError
@@ -165,17 +166,28 @@ def _num_proc(given: argparse.Namespace) -> int:
 def _hosts(given: argparse.Namespace) -> list[tuple[str, int]]:
     if given.hosts:
         pairs = [entry.partition(":") for entry in given.hosts.split(",")]
-        return [(host, int(num or 1)) for host, _, num in pairs]
+        return [(host, _num_slots(host, num or "1")) for host, _, num in pairs]
     if not given.hostfile:
         return []
-    from pathlib import Path
-
-    lines = [line.split("#")[0].split() for line in Path(given.hostfile).read_text().splitlines()]
-    return [
-        (words[0], int(dict(w.split("=", 1) for w in words[1:] if "=" in w).get("slots", 1)))
+    try:
+        text = Path(given.hostfile).read_text()
+    except OSError as error:
+        msg = f"--hostfile: {error}"
+        raise InvalidInputError(msg) from None
+    lines = [line.split("#")[0].split() for line in text.splitlines()]
+    settings = [
+        (words[0], dict(word.split("=", 1) for word in words[1:] if "=" in word))
         for words in lines
         if words
     ]
+    return [(host, _num_slots(host, said.get("slots", "1"))) for host, said in settings]
+
+
+def _num_slots(host: str, text: str) -> int:
+    if text.isascii() and text.isdigit():
+        return int(text)
+    msg = f"{host}: {text!r} is no number of slots, as in localhost:2 or `localhost slots=2`"
+    raise InvalidInputError(msg)
 
 
 def _slots(hosts: Sequence[tuple[str, int]]) -> int:

@@ -34,16 +34,16 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code of a rank that failed, else 0."""
     try:
         arguments = parse(sys.argv[1:] if words is None else words)
+        if arguments.is_check:
+            sys.stdout.write(_what_there_is())
+            return 0
+        if arguments.without_effect:
+            listed = ", ".join(arguments.without_effect)
+            sys.stderr.write(f"horovodrun: without effect on torch.distributed: {listed}\n")
+        return _run(arguments)
     except InvalidInputError as error:
         sys.stderr.write(f"horovodrun: {error}\n")
         return 2
-    if arguments.is_check:
-        sys.stdout.write(_what_there_is())
-        return 0
-    if arguments.without_effect:
-        listed = ", ".join(arguments.without_effect)
-        sys.stderr.write(f"horovodrun: without effect on torch.distributed: {listed}\n")
-    return _run(arguments)
 
 
 def _run(arguments: Arguments) -> int:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from dtkit.errors import InvalidInputError
 from dtkit.horovod import world
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ class Workers:
         environment: variables beside the caller's own.
         output_dir: where output is kept as well.
         is_quiet: whether output is not shown.
+
+    Raises:
+        InvalidInputError: the command cannot be started.
     """
 
     def __init__(
@@ -68,9 +72,14 @@ class Workers:
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._is_quiet = is_quiet
         self._lock = threading.Lock()
-        self.workers: list[Worker] = [
-            self._start(number, num_workers) for number in range(num_workers)
-        ]
+        self.workers: list[Worker] = []
+        try:
+            for number in range(num_workers):
+                self.workers.append(self._start(number, num_workers))
+        except OSError as error:
+            self.stop()
+            msg = f"{self._command[0]} cannot be started: {error.strerror}"
+            raise InvalidInputError(msg) from None
 
     def wait(self, is_due: Callable[[], bool] = lambda: False) -> Worker | None:
         """Wait until all have ended well, or one has not; returns that one.

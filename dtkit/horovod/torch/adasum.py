@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
+from dtkit.engine.reduce.wire import num_gathered_bytes
+from dtkit.horovod.engine import sending
 from dtkit.horovod.reduction import Op
 from dtkit.horovod.torch.reducing import allreduce_async_
 
@@ -55,9 +57,11 @@ class DeltaMixin:
             return unhooked(super().step)(closure)  # type: ignore[misc]
         before = [p.detach().clone() for p in self._parameter_names]
         result = unhooked(super().step)(closure)  # type: ignore[misc]
-        pending = []
+        pending, num_ranks = [], how.process_set.size() or 1
         for (param, name), start in zip(self._parameter_names.items(), before, strict=True):
-            packed, ctx = how.compression.compress(param.detach() - start)
+            change = param.detach() - start
+            packed, ctx = how.compression.compress(change)
+            sending(*(num_gathered_bytes(t.nbytes, num_ranks) for t in (packed, change)))
             handle = allreduce_async_(
                 packed, name=f"delta.{name}", op=Op.ADASUM, process_set=how.process_set
             )
