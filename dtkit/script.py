@@ -88,6 +88,7 @@ class Training:
         folder, start_unix_s = shared[0]
         path = Path(folder) / f"rank-{self.rank}.jsonl"
         self._recorder = Recorder(self.rank, _Joined.device, start_unix_s, path, lambda _: None)
+        self._recorder.start()
         self._autopilot = self._make_autopilot(recipe, len(ranks))
         stepping = Stepping(Accumulation(1), None, self._autopilot)
         watch = Watch(self._recorder, Control(), self._autopilot, stepping)

@@ -71,6 +71,8 @@ class Group:
     """Called by `release`: whoever lets this rank wait for others outside of collectives."""
     patches: ExitStack = field(default_factory=ExitStack)
     """What is in place in torch while the group exists."""
+    subgroups: dict[tuple[int, ...], dist.ProcessGroup] = field(default_factory=dict)
+    """Of runs on some of the ranks: one for each set of them, as long as the group exists."""
 
 
 def open_store(world_size: int) -> tuple[str, int]:
@@ -169,13 +171,14 @@ def subgroup(group: Group, ranks: Sequence[int], name: str) -> dist.ProcessGroup
     """
     if len(ranks) == 1:
         return None
-    found = dist.group.WORLD
-    if len(ranks) < group.world_size:
+    found = group.subgroups.get(tuple(ranks), dist.group.WORLD)
+    if len(ranks) < group.world_size and found is dist.group.WORLD:
         # torch names it after how many groups this process has made, and hangs where ranks
         # have made different ones: an earlier run on some of them, or a cell's own.
         text = hashlib.sha256(f"{name} {list(ranks)}".encode()).hexdigest()
         with replaced(c10d, "_hash_ranks_to_str", lambda _torch: lambda _ranks: text):
             found = dist.new_group(list(ranks), use_local_synchronization=True)
+        group.subgroups[tuple(ranks)] = found
     if found is None:
         msg = "the process group is gone; see %dist_reset"
         raise RuntimeError(msg)
@@ -194,6 +197,7 @@ def leave() -> None:
     if group is None:
         return
     group.patches.close()
+    group.subgroups.clear()
     # A thread of the cell's that waits in a collective would wait for ever: all are leaving.
     group.links.cut()
     group.links.close()
@@ -239,7 +243,7 @@ def release(group: Group, *, is_hard: bool = False) -> int:
     if group.backend == "nccl":
         dist.distributed_c10d._abort_process_group()  # noqa: SLF001  no public abort
     num_cut = group.links.cut(is_hard=is_hard)
-    for free in group.on_release:
+    for free in [*group.on_release]:
         free()
     return num_cut
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import psutil
 import torch
@@ -63,19 +64,20 @@ class Budget(Part):
 class LrRange(Part):
     """Raises the learning rate exponentially, step by step, whatever the cell sets it to.
 
+    The control `lr_factor` multiplies it like the cell's own; the rate that was used is recorded.
     Groups of an optimizer with other learning rates keep their ratio to the first one's.
     """
 
     def __init__(self, low: float, high: float, num_steps: int) -> None:
         self._low, self._ratio, self._num_steps = low, high / low, num_steps
-        self._factors: dict[int, list[float]] = {}
+        self._factors: WeakKeyDictionary[Optimizer, list[float]] = WeakKeyDictionary()
         self._step = 0
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Set the learning rate of this step."""
         groups = optimizer.param_groups
         factors = self._factors.setdefault(
-            id(optimizer), [float(g["lr"]) / (float(groups[0]["lr"]) or 1.0) for g in groups]
+            optimizer, [float(g["lr"]) / (float(groups[0]["lr"]) or 1.0) for g in groups]
         )
         lr = self._low * self._ratio ** (self._step / max(1, self._num_steps - 1))
         for group, factor in zip(groups, factors, strict=False):

@@ -85,6 +85,9 @@ class Recorder:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="dtkit-recorder", daemon=True)
+
+    def start(self) -> None:
+        """Begin to send and store, on a thread; `close` ends it."""
         self._thread.start()
 
     def _clear(self) -> None:
@@ -207,7 +210,8 @@ class Recorder:
     def close(self) -> None:
         """Send what is left and end the thread."""
         self._stop.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         self.flush()
         if self._outbox:  # storing failed just now
             self.flush()

@@ -121,6 +121,7 @@ class ActiveRun:
 
     def start(self) -> None:
         """Install every hook; the next cell that ends takes them away."""
+        self.recorder.start()
         shell = current_shell()
         for name in ("custom_exceptions", "CustomTB"):
             self._stack.callback(setattr, shell, name, getattr(shell, name))

@@ -8,17 +8,25 @@ What cannot be put back is a cursor: a generator that is half used up, an open f
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import random
 import re
 import sys
 from collections import deque
-from types import FunctionType, GeneratorType, MethodType, ModuleType
+from types import (
+    FunctionType,
+    GeneratorType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+)
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from dtkit.engine import randomness
 from dtkit.engine.agent import agent
 from dtkit.engine.shell import current_shell
 
@@ -57,7 +65,7 @@ class Snapshot:
         # Everything noted is held: an id must not be given to another object.
         self._seen: dict[int, Any] = {}
         self._undo: list[Callable[[], None]] = []
-        self._random = _random_state()
+        self._random = randomness.snapshot()
         for name, value in self._names.items():
             if isinstance(value, GeneratorType):
                 self.cursors.append(name)
@@ -72,7 +80,7 @@ class Snapshot:
         with torch.no_grad():
             for undo in self._undo:
                 undo()
-        _set_random_state(self._random)
+        randomness.restore(self._random)
 
     def _note_all(self, roots: Iterable[Any]) -> None:
         # A queue, not recursion: a linked structure may be deeper than the stack.
@@ -98,7 +106,8 @@ class Snapshot:
             return _held_by_function(value)
         if kind.__module__.partition(".")[0] in _NOT_OURS:
             return ()
-        return [*self._note_content(value, kind), *self._note_attributes(value)]
+        attributes = [*self._note_attributes(value), *self._note_slots(value, kind)]
+        return [*self._note_content(value, kind), *attributes]
 
     def _note_content(self, value: Any, kind: type) -> Iterable[Any]:
         if issubclass(kind, dict):
@@ -131,6 +140,16 @@ class Snapshot:
         kept = dict(attributes)
         self._undo.append(lambda: _refill(attributes, kept))
         return list(kept.values())
+
+    def _note_slots(self, value: Any, kind: type) -> Iterable[Any]:
+        """Note attributes that are in no dictionary, as of a `dataclass(slots=True)`."""
+        kept = []
+        for member in _slots_of(kind):
+            with contextlib.suppress(AttributeError):  # it was not assigned yet
+                kept.append((member, member.__get__(value, kind)))
+        if kept:
+            self._undo.append(lambda: _reassign(value, kept))
+        return [content for _, content in kept]
 
     def _note_tensor(self, tensor: torch.Tensor) -> Iterable[Any]:
         is_leaf, needs_grad, grad = tensor.is_leaf, tensor.requires_grad, None
@@ -178,6 +197,17 @@ def _refill(target: dict[Any, Any], kept: dict[Any, Any]) -> None:
     target.update(kept)
 
 
+def _slots_of(kind: type) -> Iterable[MemberDescriptorType]:
+    for cls in kind.__mro__:
+        if "__slots__" in vars(cls):
+            yield from (m for m in vars(cls).values() if isinstance(m, MemberDescriptorType))
+
+
+def _reassign(target: Any, kept: Iterable[tuple[MemberDescriptorType, Any]]) -> None:
+    for member, content in kept:
+        member.__set__(target, content)  # also of a frozen dataclass
+
+
 def _reextend(target: Any, items: list[Any]) -> None:
     target.clear()
     target.extend(items)
@@ -199,20 +229,6 @@ def _has_content(cell: Any) -> bool:
 
 def _users(namespace: dict[str, Any]) -> list[str]:
     return [n for n in namespace if not n.startswith("_") and n not in _SHELL_NAMES]
-
-
-def _random_state() -> tuple[Any, ...]:
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
-    return (torch.get_rng_state(), np.random.get_state(), random.getstate(), cuda)  # noqa: NPY002
-
-
-def _set_random_state(state: tuple[Any, ...]) -> None:
-    torch_state, numpy_state, python_state, cuda_state = state
-    torch.set_rng_state(torch_state)
-    np.random.set_state(numpy_state)  # noqa: NPY002  the one that cells use
-    random.setstate(python_state)
-    if cuda_state is not None:
-        torch.cuda.set_rng_state(cuda_state)
 
 
 def take(source: str) -> dict[str, Any]:

@@ -52,7 +52,8 @@ class Stepping:
         self._outcome = REAL
         self._aside: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.lr: LrFactor = LrFactor()
-        """What the user multiplies learning rates with while the run goes on."""
+        """What the user multiplies learning rates with while the run goes on; whoever sees a step
+        begin applies it, and its end here takes it out."""
         self.ratio: float = 1.0
         """What the last written step weighs in its group."""
 
@@ -126,8 +127,6 @@ class Stepping:
             self._aside = [(p, p.grad) for p in parameters_of(optimizer) if p.grad is not None]
             for param, _ in self._aside:
                 param.grad = None
-        else:
-            self.lr.apply(optimizer)
         return self._outcome
 
     def after_step(self, optimizer: Optimizer) -> str:

@@ -117,6 +117,7 @@ class Watch(Gate):
         if outcome == REAL:
             for tell in self._tell["before_step"]:
                 tell(optimizer)
+            self.stepping.lr.apply(optimizer)  # last: a part may set the rate, as a range test does
         return closure
 
     def after_step(self, optimizer: Optimizer) -> None:

@@ -101,6 +101,10 @@ for i in range(3):
 
 
 def test_ranks_that_have_made_different_groups_before_form_another(rig4: Rig) -> None:
+    groups = "len(torch.distributed.distributed_c10d._world.pg_map)"
     for ranks in ([1, 3], [0, 1], [0, 1, 2]):
         run = rig4.session.train("model = nn.Linear(2, 2)", ranks=ranks)
         assert run.state == "finished"
+    before = rig4.values(groups)
+    rig4.session.train("model = nn.Linear(2, 2)", ranks=[1, 3])
+    assert rig4.values(groups) == before

@@ -11,6 +11,7 @@ from rig import hold
 
 from dtkit.errors import RankError
 from dtkit.events import RankEnded, StepBatch, decode
+from dtkit.options import RunOptions
 from dtkit.telemetry import RunState
 
 if TYPE_CHECKING:
@@ -130,6 +131,17 @@ for value in (1.0, float('inf'), float('nan'), 2.0):
     loss = rig2.train(cell).history["loss"]
     assert list(np.isnan(loss)) == [False, False, True, False]
     assert np.isinf(loss[1])
+
+
+def test_a_run_that_cannot_begin_leaves_no_thread(rig2: Rig) -> None:
+    class WithoutPart(RunOptions):
+        def parts(self) -> list[tuple[str, dict[str, Any]]]:
+            return [("dtkit.engine.nowhere:make", {})]
+
+    with pytest.raises(RankError, match="nowhere"):
+        rig2.train(loop(1), options=WithoutPart())
+    threads = "[t.name for t in __import__('threading').enumerate()]"
+    assert "dtkit-recorder" not in rig2.common(threads)
 
 
 def test_nothing_stays_patched(rig2: Rig) -> None:

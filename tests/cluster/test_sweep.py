@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rig import Rig
 
 EARLIER = """
-import hashlib, random
+import dataclasses, hashlib, random
 import numpy as np
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
@@ -28,13 +28,20 @@ loader = DataLoader(train_set, batch_size=64, shuffle=True)
 seen, counts, noise = [], {"steps": 0}, np.zeros(3)
 alias = model[0].weight
 
+@dataclasses.dataclass(slots=True)
+class Tally:
+    num: int = 0
+
+tally = Tally()
+
 def head():
     return model[3]
 
 def state():
     parts = [
         {k: v.tolist() for k, v in model.state_dict().items()},
-        str(optimizer.state_dict()), scheduler.state_dict(), seen, counts, noise.tolist(),
+        str(optimizer.state_dict()), scheduler.state_dict(), seen, counts, tally.num,
+        noise.tolist(),
         torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state()),
         float(X.double().sum()), [p.grad is None for p in model.parameters()],
         [p.requires_grad for p in model.parameters()], model.training,
@@ -54,6 +61,7 @@ for epoch in range(2):
         scheduler.step()
         seen.append(float(loss))
         counts["steps"] += 1
+        tally.num += 1
         noise += np.random.rand(3)
         X.mul_(1.001)
 alias.requires_grad_(False)

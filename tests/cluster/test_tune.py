@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from dtkit.driver.trials.tune import BatchTuning, LrTuning, TuneSettings
+from dtkit.driver.trials.tune import BatchTuning, LrTuning, TrialOptions, TuneSettings
 from dtkit.errors import InvalidInputError, RankError
 from dtkit.recipe import Recipe
 
@@ -107,6 +107,21 @@ def test_the_range_of_learning_rates_is_gone_through(rig: Rig) -> None:
     assert tuning.diverges > tuning.steepest
     assert "the loss falls fastest" in tuning.proposal()
     assert rig.values("state()") == before
+
+
+def test_the_rate_that_is_recorded_is_the_one_that_was_used(rig: Rig) -> None:
+    """Also while the user has the control `lr_factor` elsewhere than at 1."""
+    begin = """
+from dtkit.engine.agent import agent
+agent().run.stepping.lr.value = 0.5
+used = []
+optimizer.register_step_pre_hook(lambda made, *_: used.append(made.param_groups[0]["lr"]))
+"""
+    options = TrialOptions(max_steps=10, lr_range=(1e-3, 1.0))
+    run = rig.session.train(begin + cell(epochs=1), options=options)
+    used = rig.common("used")
+    np.testing.assert_allclose(used, 0.5 * np.geomspace(1e-3, 1.0, 10), rtol=1e-6)
+    np.testing.assert_allclose(run.history["lr"], used, rtol=1e-6)
 
 
 def test_a_short_cell_goes_through_the_whole_range(rig: Rig) -> None:
