@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -17,9 +18,6 @@ from dtkit.errors import InvalidInputError
 from dtkit.events import STEP_COLUMNS, LogBatch, RankEnded, RankStarted, StepBatch, encode
 from dtkit.options import RunOptions
 from dtkit.recipe import Recipe
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def make_run(folder: Path, name: str, batch: str = "rank") -> Run:
@@ -84,6 +82,17 @@ def test_where_nothing_can_be_stored_says_so(tmp_path: Path) -> None:
         create_run(
             tmp_path / "taken", "", recipe=Recipe(), options=RunOptions(), ranks=(0,), name="run"
         )
+
+
+def test_a_disk_that_is_full_when_a_run_begins_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_path: Path, _text: str) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(InvalidInputError, match=r"No space left .* names another folder"):
+        create_run(tmp_path, "", recipe=Recipe(), options=RunOptions(), ranks=(0,), name="run")
 
 
 def test_a_long_run_is_merged_rank_by_rank_as_it_once_was(tmp_path: Path) -> None:

@@ -87,6 +87,16 @@ def test_every_combination_is_planned_and_senseless_ones_are_rows(tmp_path: Path
     assert plan_sweep(axes, Recipe(), tmp_path, "s").name == "s-2"
 
 
+def test_rows_that_cannot_be_written_are_kept_and_it_is_said_once(tmp_path: Path) -> None:
+    sweep = plan_sweep({"manual": [False, True]}, Recipe(), tmp_path / "sweeps", "s")
+    (tmp_path / "sweeps").rmdir()
+    sweep.write()
+    sweep.write()
+    (note,) = sweep.notes
+    assert "s.sweep.json" in note
+    assert "No such file" in note
+
+
 @pytest.mark.parametrize("axes", [{}, {"no_such": [1]}, {"batch_size": []}])
 def test_a_sweep_of_nothing_is_refused(axes: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dtkit.driver.runs.companions import accompany
 from dtkit.driver.runs.run import Run
-from dtkit.driver.runs.rundir import new_folder
+from dtkit.driver.runs.rundir import new_folder, storing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,15 +42,16 @@ def create_run(
         gather: called at its end, before what accompanies it looks into the folder.
 
     Raises:
-        InvalidInputError: the name is no plain file name.
+        InvalidInputError: the name is no plain file name, or nothing can be written there.
     """
     folder = new_folder(runs_dir, name)
     run = Run(
         folder.name, cell, folder, recipe=recipe, options=options, ranks=ranks,
         environment=environment,
     )  # fmt: skip
-    (folder / "cell.py").write_text(cell)
-    run.write()
+    with storing():
+        (folder / "cell.py").write_text(cell)
+        run.write()
     if gather is not None:
         run.at_end(gather)
     accompany(run)

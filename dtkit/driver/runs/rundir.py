@@ -6,6 +6,7 @@ import json
 import math
 import re
 import time
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,12 @@ import psutil
 from dtkit.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from dtkit.driver.runs.run import Run
 
-__all__ = ["new_folder", "write_facts"]
+__all__ = ["new_folder", "storing", "write_facts"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -36,10 +38,21 @@ def new_folder(parent: Path, name: str | None) -> Path:
         )
         raise InvalidInputError(msg)
     base = name or time.strftime("%Y%m%d-%H%M%S")
-    try:
+    with storing():
         parent.mkdir(parents=True, exist_ok=True)
         return _made(parent, base)
-    except OSError as error:  # read-only, full, or a file of that name
+
+
+@contextmanager
+def storing() -> Iterator[None]:
+    """Say what to do if nothing can be written: read-only, full, or a file of that name.
+
+    Raises:
+        InvalidInputError: so it is.
+    """
+    try:
+        yield
+    except OSError as error:
         msg = f"no run can be stored: {error}; %config DistMagics.runs_dir names another folder"
         raise InvalidInputError(msg) from None
 

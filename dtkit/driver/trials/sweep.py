@@ -103,8 +103,13 @@ class Sweep:
         temporary = self.path.with_suffix(".tmp")
         # NaN is no JSON: unknown numbers are null.
         text = json.dumps(_without_nan(facts), indent=2)
-        temporary.write_text(text + "\n")
-        temporary.replace(self.path)
+        try:
+            temporary.write_text(text + "\n")
+            temporary.replace(self.path)
+        except OSError as error:  # a full disk: the rows are here all the same
+            note = f"the results are not all in {self.path.name}: {error}"
+            if note not in self.notes:
+                self.notes.append(note)
 
     def run_all(self, trials: Trials, options: RunOptions) -> Iterator[None]:
         """Run every row, one after the other, until all are done or a stop is asked for."""
