@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 __all__ = [
+    "OVER",
     "STEP_COLUMNS",
     "ControlDeclared",
     "ControlsChanged",
@@ -151,9 +152,13 @@ class ControlsChanged:
     values: dict[str, bool | float | str]
 
 
+OVER = ("finished", "stopped", "failed")
+"""How a run, or a rank's part in it, ends: states that will not change any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class RankEnded:
-    """The rank left the run. state: finished, stopped or failed."""
+    """The rank left the run. state: one of `OVER`."""
 
     rank: int
     state: str

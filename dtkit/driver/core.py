@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from dtkit._text import OVER
 from dtkit.cluster import HostCluster, Slot, Wish
 from dtkit.driver.clusters import attached_cluster, new_cluster
 from dtkit.driver.conductor import Conductor
@@ -22,6 +21,7 @@ from dtkit.driver.runs import archive
 from dtkit.driver.runs.companions import accompany
 from dtkit.driver.runs.followed import FollowedExecution
 from dtkit.errors import ClosedError, ClusterDiedError, DtkitError
+from dtkit.events import OVER
 from dtkit.guard.record import RankRun, SessionRecord
 from dtkit.launch import LOCAL, Launch
 from dtkit.values import DEFAULT_LEASE, Lease

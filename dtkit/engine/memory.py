@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from dtkit._format import format_memory
 from dtkit.engine.shell import current_shell
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ __all__ = ["forget_last_error", "install", "is_out_of_memory"]
 _NAMES = ("OutOfMemoryError", "MemoryError")
 _TEXT = re.compile(r"DefaultCPUAllocator|can't allocate memory|CUDA out of memory|ALLOC_FAILED")
 _BYTES = re.compile(r"tried to allocate (\d+) bytes|[Tt]ried to allocate ([\d.]+ \wiB)")
-_KIB = 1024
 
 
 def install(owner: Agent) -> None:
@@ -99,12 +99,12 @@ class _Guard:
         found = _BYTES.search(str(error))
         asked = ""
         if found:
-            size = _size(int(found[1])) if found[1] else found[2]
+            size = format_memory(int(found[1])) if found[1] else found[2]
             asked = f", {size} wanted"
         where, used, total, mine = self._memory()
         return (
-            f"out of memory on the {where}{asked}: {_size(used)} of {_size(total)} in use, "
-            f"{_size(mine)} by this rank. What the failed cell held was let go. "
+            f"out of memory on the {where}{asked}: {format_memory(used)} of {format_memory(total)} "
+            f"in use, {format_memory(mine)} by this rank. What the failed cell held was let go. "
             f"Next: {self._next()}"
         )
 
@@ -157,11 +157,3 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
             seen.add(id(each))
             yield each
             pending += [each.__cause__, each.__context__]
-
-
-def _size(num_bytes: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if num_bytes < _KIB:
-            return f"{num_bytes:.1f} {unit}"
-        num_bytes /= _KIB
-    return f"{num_bytes:.1f} PiB"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dtkit.events import STEP_COLUMNS
+from dtkit.events import OVER, STEP_COLUMNS
 from dtkit.telemetry._rate import rate_of
 from dtkit.telemetry.view import MAX_POINTS, RankView
 
@@ -106,7 +106,7 @@ class RankSeries:
         """Step, part of the time that the GPU was busy, in percent, and GiB taken of it."""
 
     def is_over(self) -> bool:
-        return self.state in ("finished", "stopped", "failed", "lost")
+        return self.state in (*OVER, "lost")
 
     def add(self, batch: StepBatch) -> None:
         self.peak_bytes = max(self.peak_bytes, batch.peak_bytes)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dtkit._text import format_loss, format_rate
+from dtkit._format import format_loss, format_rate
 from dtkit.views.look import FIRST
 
 if TYPE_CHECKING:

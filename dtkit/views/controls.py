@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dtkit._text import MAX_ROWS, OVER
+from dtkit.events import OVER
+from dtkit.views.words import MAX_ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from IPython.core.getipython import get_ipython
 from IPython.display import display
 
-from dtkit._text import text_line
 from dtkit.errors import InvalidInputError
 from dtkit.views.live import can_live
 from dtkit.views.pace import Budget, Pace
 from dtkit.views.panel import WidgetDashboard, show_summary
 from dtkit.views.summary import card, summary_bundle
 from dtkit.views.terminal import NullDashboard, TextDashboard
+from dtkit.views.words import text_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.display import display
 
-from dtkit._text import MAX_ROWS, slow_ranks
 from dtkit.views import render
 from dtkit.views.controls import ORPHANED, PANEL_CLASS, Controls
 from dtkit.views.live import LiveChart
@@ -17,6 +16,7 @@ from dtkit.views.pace import Budget, Pace
 from dtkit.views.picture import PictureChart
 from dtkit.views.steering import Steering
 from dtkit.views.summary import ranks_panel, summary_bundle
+from dtkit.views.words import MAX_ROWS, slow_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

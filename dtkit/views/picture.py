@@ -11,7 +11,7 @@ from functools import partial
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from dtkit._text import OVER
+from dtkit.events import OVER
 from dtkit.views.alt import alt_text
 from dtkit.views.controls import CANNOT_CLICK, switch
 from dtkit.views.look import FIRST, Look

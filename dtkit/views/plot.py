@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dtkit._text import OVER, nonfinite_since
+from dtkit.events import OVER
 from dtkit.telemetry import smoothed
 from dtkit.views.axis import Limits, labels, log_ticks, step_range, ticks
 from dtkit.views.look import COLOURS, DASHES, rows_of
+from dtkit.views.words import nonfinite_since
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,26 +12,22 @@ import math
 from html import escape
 from typing import TYPE_CHECKING
 
+from dtkit._format import format_loss, format_ms, format_percent, format_rate, format_size
 from dtkit._ranks import format_ranks
-from dtkit._text import (
+from dtkit.output import tail
+from dtkit.views.look import BLUE, GREEN, PURPLE, VERMILION, unbroken
+from dtkit.views.words import (
     GLYPHS,
     SLOW_RATIO,
-    format_loss,
     format_metrics,
-    format_ms,
-    format_percent,
     format_progress,
-    format_rate,
     format_sent,
-    format_size,
     nonfinite_since,
     peak_rank,
     rate_per_rank,
     slowdown,
     telling_ranks,
 )
-from dtkit.output import tail
-from dtkit.views.look import BLUE, GREEN, PURPLE, VERMILION, unbroken
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

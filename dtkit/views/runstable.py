@@ -7,8 +7,9 @@ from dataclasses import fields
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from dtkit._text import GLYPHS, format_loss, format_time
+from dtkit._format import format_loss, format_time
 from dtkit.recipe import Recipe
+from dtkit.views.words import GLYPHS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from dtkit._text import OVER
+from dtkit.events import OVER
 from dtkit.livecontrol import LR_FACTOR
 from dtkit.livecontrol import shown as text_of
 from dtkit.views.controls import CANNOT_CLICK

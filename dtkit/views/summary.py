@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dtkit._text import MAX_ROWS, OVER, summary_text
+from dtkit.events import OVER
 from dtkit.views import render
 from dtkit.views.alt import alt_text
 from dtkit.views.look import FIRST, Look
 from dtkit.views.staleness import staleness_bars
+from dtkit.views.words import MAX_ROWS, summary_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dtkit._text import GLYPHS, format_bytes, format_loss, format_rate, format_size, format_time
+from dtkit._format import format_bytes, format_loss, format_rate, format_size, format_time
 from dtkit.views.runstable import html_table, text_table
 from dtkit.views.sweeptable import samples_and_seconds, smoothed_loss
+from dtkit.views.words import GLYPHS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,8 +6,8 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, TextIO
 
-from dtkit._text import summary_text, text_line
 from dtkit.views.pace import Budget, Pace
+from dtkit.views.words import summary_text, text_line
 
 if TYPE_CHECKING:
     from dtkit.output import OutputBlock

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dtkit._text import format_rate, format_size
+from dtkit._format import format_rate, format_size
 from dtkit.views.runstable import html_table, text_table
 
 if TYPE_CHECKING:

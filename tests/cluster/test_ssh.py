@@ -18,12 +18,12 @@ import pytest
 from rig import DIGITS, Rig, relative_error
 
 import dtkit
-from dtkit._text import slow_ranks, summary_text
 from dtkit.cluster.remote.ssh import SshFleet
 from dtkit.errors import RankError, StartError
 from dtkit.launch import Launch, parse_hosts
 from dtkit.options import RunOptions
 from dtkit.views.render import ranks_table
+from dtkit.views.words import slow_ranks, summary_text
 from testbed.sshd import SshHosts, why_no_ssh_hosts
 
 if TYPE_CHECKING:

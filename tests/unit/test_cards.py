@@ -14,11 +14,10 @@ from documents import ATTRIBUTES, BLOCKS, HOSTILE, TAGS, Document, every_html, e
 from PIL import Image
 from run_views import contrast, make_empty_view, make_rank, make_view
 
-from dtkit import _text
 from dtkit.events import RankStarted, StepBatch, Total
 from dtkit.output import OutputBlock
 from dtkit.telemetry import Curve, RunState, RunView
-from dtkit.views import plot
+from dtkit.views import plot, words
 from dtkit.views.alt import alt_text
 from dtkit.views.summary import card, summary_bundle
 
@@ -91,16 +90,16 @@ def test_the_charts_own_colours_are_readable_on_its_white() -> None:
 
 def test_a_text_line_is_one_line() -> None:
     view = make_view(name="run\n3", notes=("a\nb",))
-    assert _text.text_line(view) == (
+    assert words.text_line(view) == (
         f"● running · 200/400 · 1:05 < 1:10 · 20 it/s · loss {view.loss:.4f} · "
         "5,055 samples/s · comm 27 %"
     )
-    assert "\n" not in _text.text_line(make_empty_view())
+    assert "\n" not in words.text_line(make_empty_view())
 
 
 def test_the_plain_summary_says_it_all() -> None:
     view = make_view(state="failed", error="rank 1: ValueError: no")
-    text = _text.summary_text(view, BLOCKS)
+    text = words.summary_text(view, BLOCKS)
     for part in ("run-3  --amp bf16", "rank 1: ValueError: no", "best", "peak memory 9.2 GiB",
                  "accuracy 0.7132", "note: 1 model broadcast", "── ranks 1–3 ──"):  # fmt: skip
         assert part in text
@@ -111,8 +110,8 @@ def test_the_plain_summary_says_it_all() -> None:
 
 def test_the_plain_summary_keeps_all_that_was_printed_when_asked() -> None:
     blocks = (OutputBlock((0,), "x" * 10_000 + "\nlast\n"),)
-    assert len(_text.summary_text(make_view(), blocks)) < 6000
-    assert "x" * 10_000 in _text.summary_text(make_view(), blocks, max_log_chars=None)
+    assert len(words.summary_text(make_view(), blocks)) < 6000
+    assert "x" * 10_000 in words.summary_text(make_view(), blocks, max_log_chars=None)
 
 
 def test_the_bundle_has_a_card_a_picture_and_text() -> None:
@@ -128,7 +127,7 @@ def test_the_bundle_has_a_card_a_picture_and_text() -> None:
     assert document.of("alt") == [alt_text(view)]
     assert "✔ finished" in document.text
     assert "epoch 1" in document.text
-    assert bundle["text/plain"] == _text.summary_text(view, BLOCKS)
+    assert bundle["text/plain"] == words.summary_text(view, BLOCKS)
     assert summary_bundle(view, BLOCKS, log_scale=True)["image/png"] != bundle["image/png"]
 
 

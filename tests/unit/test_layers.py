@@ -38,8 +38,7 @@ BASE = (
     "dtkit.launch",
     "dtkit.livecontrol",
     "dtkit.values",
-    "dtkit.views.staleness",
-    "dtkit._text",
+    "dtkit._format",
     "dtkit._where",
 )
 VIEW = (
@@ -59,6 +58,7 @@ VIEW = (
     "dtkit.views.plot",
     "dtkit.views.render",
     "dtkit.views.runstable",
+    "dtkit.views.staleness",
     "dtkit.views.steering",
     "dtkit.views.summary",
     "dtkit.views.sweeptable",
@@ -67,6 +67,7 @@ VIEW = (
     "dtkit.views.trialboard",
     "dtkit.views.tuneview",
     "dtkit.views.dashboard",
+    "dtkit.views.words",
     "dtkit.views.zoom",
 )
 MAY_VIEW = (*VIEW, "dtkit.telemetry", "numpy", *BASE)
@@ -121,6 +122,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "dtkit.views.dashboard": MAY_DISPLAY,
     "dtkit.views.live": ("anywidget", "traitlets", *MAY_VIEW),
     "dtkit.views.pace": (),
+    "dtkit.views.staleness": MAY_VIEW,
+    "dtkit.views.words": MAY_VIEW,
     "dtkit.views.panel": MAY_DISPLAY,
     "dtkit.views.look": MAY_VIEW,
     "dtkit.views.plot": ("matplotlib", *MAY_VIEW),
@@ -176,6 +179,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "psutil",
         "cloudpickle",
         "IPython",
+        "dtkit._format",
         "dtkit.checkpoint_files",
         "dtkit.packing",
         "dtkit.chunks",
@@ -214,8 +218,6 @@ MAY_IMPORT_LAZILY: dict[str, tuple[str, ...]] = {
     ),  # in a process that is an engine
     "dtkit.chunks": ("numpy", "torch"),  # what is carried may be tensors
     "dtkit.packing": ("cloudpickle", "numpy", "torch"),  # what is carried may be tensors
-    "dtkit._text": ("dtkit.telemetry",),  # the types that it puts into words
-    "dtkit.views.staleness": ("dtkit.telemetry",),  # the types that it draws
     "dtkit.views.tuneview": ("dtkit.driver.trials.tune",),  # the types that it draws
     "dtkit.engine": ("pynvml", "tqdm"),  # optional: how busy a GPU is; the cell's own bars
     "dtkit.driver": ("pandas",),  # optional: Sweep.to_pandas
@@ -393,7 +395,7 @@ def test_most_functions_are_very_short() -> None:
         pytest.param("dtkit.engine.run", "from ..telemetry import state", id="relative"),
         pytest.param("dtkit.engine.reduce.sync", "from ... import dashboard", id="relative-root"),
         pytest.param("dtkit.events", "import numpy", id="base-is-standard-library"),
-        pytest.param("dtkit._text", "import dtkit.telemetry.view", id="only-the-types"),
+        pytest.param("dtkit._format", "import dtkit.telemetry.view", id="base-knows-no-run"),
         pytest.param("dtkit.views.dashboard", "import IPython", id="only-a-part-of-IPython"),
         pytest.param("dtkit.views.render", "import matplotlib.figure", id="matplotlib-elsewhere"),
         pytest.param("dtkit.magics.train", "from dtkit.cluster import Engines", id="two-down"),

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from run_views import contrast, make_view
 
-from dtkit._text import format_metrics
 from dtkit.events import GpuUse, LogBatch, RankStarted, StepBatch
 from dtkit.telemetry import RunState
 from dtkit.telemetry.curves import MAX_LINES
@@ -19,6 +18,7 @@ from dtkit.views import live
 from dtkit.views.live import packed
 from dtkit.views.pace import Budget
 from dtkit.views.panel import WidgetDashboard
+from dtkit.views.words import format_metrics
 
 
 def a_run(num_ranks: int, num_steps: int) -> RunState:

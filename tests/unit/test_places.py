@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 from run_views import make_view
 
-from dtkit._text import format_metrics, text_line
 from dtkit._where import absent, describe, describe_all, format_seconds
 from dtkit.driver.stall import StallWatch, stall_limit_s
 from dtkit.magics.tables import PlaceTable
 from dtkit.values import RankPlace
+from dtkit.views.words import format_metrics, text_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

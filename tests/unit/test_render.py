@@ -10,9 +10,9 @@ import pytest
 from documents import BLOCKS, STATES, Document, rows_of
 from run_views import make_empty_view, make_rank, make_view, with_loss
 
-from dtkit import _text
+from dtkit import _format
 from dtkit.output import MAX_CHARS, OutputBlock, RankOutput, tail
-from dtkit.views import render
+from dtkit.views import render, words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def test_a_state_is_a_sign_and_a_word(state: str, expected: str) -> None:
     view = make_view(state=state)
     assert Document(render.state_line(view)).text.startswith(expected)
-    assert _text.text_line(view).startswith(expected)
-    assert _text.summary_text(view, ()).startswith(expected)
+    assert words.text_line(view).startswith(expected)
+    assert words.summary_text(view, ()).startswith(expected)
 
 
 def test_the_states_are_told_apart_without_colour() -> None:
@@ -47,7 +47,7 @@ def test_the_states_are_told_apart_without_colour() -> None:
     ],
 )  # fmt: skip
 def test_progress_says_how_far_and_how_long(changes: dict[str, Any], expected: str) -> None:
-    assert _text.format_progress(make_view(**changes)) == expected
+    assert words.format_progress(make_view(**changes)) == expected
 
 
 @pytest.mark.parametrize(
@@ -70,24 +70,26 @@ def test_the_bar_is_as_long_as_the_run_is_far(
 @pytest.mark.parametrize(
     ("function", "value", "expected"),
     [
-        (_text.format_loss, 1.3, "1.300"),
-        (_text.format_loss, 12.3456, "12.35"),
-        (_text.format_loss, 1234.5, "1,234"),
-        (_text.format_loss, 0.0, "0.000"),
-        (_text.format_loss, 1.23e-5, "1.230e-05"),
-        (_text.format_loss, -math.inf, "−∞"),
-        (_text.format_rate, 5055.4, "5,055"),
-        (_text.format_rate, 12.5, "12.5"),
-        (_text.format_ms, 1250.0, "1,250"),
-        (_text.format_ms, 50.0, "50.0"),
-        (_text.format_ms, 0.25, "0.25"),
-        (_text.format_percent, 0.183, "18 %"),
-        (_text.format_size, 9.25, "9.2 GiB"),
-        (_text.format_size, 0.5, "512 MiB"),
-        (_text.format_time, math.inf, "∞"),
+        (_format.format_memory, 12, "12 B"),
+        (_format.format_memory, 1.5 * 2**30, "1.5 GiB"),
+        (_format.format_loss, 1.3, "1.300"),
+        (_format.format_loss, 12.3456, "12.35"),
+        (_format.format_loss, 1234.5, "1,234"),
+        (_format.format_loss, 0.0, "0.000"),
+        (_format.format_loss, 1.23e-5, "1.230e-05"),
+        (_format.format_loss, -math.inf, "−∞"),
+        (_format.format_rate, 5055.4, "5,055"),
+        (_format.format_rate, 12.5, "12.5"),
+        (_format.format_ms, 1250.0, "1,250"),
+        (_format.format_ms, 50.0, "50.0"),
+        (_format.format_ms, 0.25, "0.25"),
+        (_format.format_percent, 0.183, "18 %"),
+        (_format.format_size, 9.25, "9.2 GiB"),
+        (_format.format_size, 0.5, "512 MiB"),
+        (_format.format_time, math.inf, "∞"),
         *((f, math.nan, "–") for f in (
-            _text.format_loss, _text.format_rate, _text.format_ms, _text.format_percent,
-            _text.format_size, _text.format_time,
+            _format.format_loss, _format.format_rate, _format.format_ms, _format.format_percent,
+            _format.format_size, _format.format_time,
         )),
     ],
 )  # fmt: skip
@@ -129,9 +131,9 @@ def test_a_loss_that_stays_nonfinite_is_said(num_lost: int, since: int | None) -
     raw = make_view().loss_curve.lines["raw"].copy()
     raw[200 - num_lost :] = math.nan
     view = with_loss(make_view(), raw)
-    assert _text.nonfinite_since(view) == since
+    assert words.nonfinite_since(view) == since
     assert ("✖ NaN/∞ since 198" in Document(render.tiles(view)).text) == (since is not None)
-    assert ("✖ loss not finite since step 198" in _text.text_line(view)) == (since is not None)
+    assert ("✖ loss not finite since step 198" in words.text_line(view)) == (since is not None)
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 8])
@@ -164,16 +166,16 @@ def test_a_slow_rank_is_marked_in_words() -> None:
     ranks = (make_rank(0, compute_ms=28.5), make_rank(1, compute_ms=43.6))
     view = make_view(ranks=ranks)
     assert [row[7] for row in rows_of(render.ranks_table(view))] == ["1.00 ×", "▲ slow 1.50 ×"]
-    assert _text.slow_ranks(view) == [1]
-    assert "1.50 x slow" in _text.summary_text(view, ())
+    assert words.slow_ranks(view) == [1]
+    assert "1.50 x slow" in words.summary_text(view, ())
 
 
 def test_the_threshold_of_slow_is_not_slow_and_a_rank_alone_never_is() -> None:
     ranks = (make_rank(0, compute_ms=28.5), make_rank(1, compute_ms=43.5))
-    assert _text.slow_ranks(make_view(ranks=ranks)) == []
+    assert words.slow_ranks(make_view(ranks=ranks)) == []
     assert "slow" not in render.ranks_table(make_view(ranks=ranks))
-    assert "slow" not in _text.summary_text(make_view(ranks=ranks), ())
-    assert _text.slow_ranks(make_view(1)) == []
+    assert "slow" not in words.summary_text(make_view(ranks=ranks), ())
+    assert words.slow_ranks(make_view(1)) == []
     assert rows_of(render.ranks_table(make_view(1)))[0][7] == "–"
 
 

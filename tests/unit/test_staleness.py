@@ -3,9 +3,9 @@
 import dataclasses
 import re
 
-from dtkit._text import summary_text
 from dtkit.telemetry import RunState
 from dtkit.views.staleness import staleness_bars, staleness_text
+from dtkit.views.words import summary_text
 
 
 def test_a_run_in_step_has_none() -> None:

@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from dtkit._text import OVER
 from dtkit.driver.registry import current_session, last_run
 from dtkit.driver.runs.followed import replay_output
 from dtkit.driver.runs.run import Run
 from dtkit.errors import InvalidInputError, did_you_mean
-from dtkit.events import LogBatch, Note, RankEnded, StepBatch, decode
+from dtkit.events import OVER, LogBatch, Note, RankEnded, StepBatch, decode
 from dtkit.guard.record import RankRun, find_records
 from dtkit.options import RunOptions
 from dtkit.recipe import Recipe

@@ -13,7 +13,7 @@ from dtkit.driver.runs.asked import ask
 from dtkit.driver.runs.celloutput import CellOutput
 from dtkit.driver.runs.rundir import write_facts
 from dtkit.errors import DtkitError, InvalidInputError
-from dtkit.events import Note
+from dtkit.events import OVER, Note
 from dtkit.livecontrol import settings
 from dtkit.telemetry import RunState
 
@@ -94,7 +94,7 @@ class Run:
     def state(self) -> str:
         """One of running, finished, stopped and failed."""
         state = self._state.state
-        return state if state in ("finished", "stopped", "failed") else "running"
+        return state if state in OVER else "running"
 
     @property
     def end_unix_s(self) -> float:

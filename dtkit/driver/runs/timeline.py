@@ -6,7 +6,7 @@ import base64
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from dtkit._text import format_rate
+from dtkit._format import format_rate
 from dtkit.driver.runs import archive
 from dtkit.errors import InvalidInputError
 from dtkit.trace.advice import advise

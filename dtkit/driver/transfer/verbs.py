@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from dtkit._format import format_memory
 from dtkit.driver.transfer.gathering import gather_wholes
 from dtkit.driver.transfer.serving import bound_s, serving
 from dtkit.errors import InvalidInputError, RankError
@@ -47,7 +48,7 @@ class Transfer:
     seconds: float
 
     def __str__(self) -> str:
-        return f"{self.name}: {_size(self.num_bytes)} in {self.seconds:.2f} s"
+        return f"{self.name}: {format_memory(self.num_bytes)} in {self.seconds:.2f} s"
 
 
 def pull(engines: Engines, name: str, rank: int, *, hosts: Mapping[int, str]) -> Transfer:
@@ -144,16 +145,9 @@ def _check_room(name: str, num_bytes: int) -> None:
     free = psutil.virtual_memory().available
     if num_bytes > _SPARE * free:
         msg = (
-            f"{name} has {_size(num_bytes)}, and {_size(free)} are free in this host's memory: "
+            f"{name} has {format_memory(num_bytes)}, and {format_memory(free)} are free in this "
+            "host's memory: "
             f"pull a part of it (such as {name}.head), or save it where it is with "
             "dtkit.checkpoint"
         )
         raise InvalidInputError(msg)
-
-
-def _size(num_bytes: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if num_bytes < 1024:  # noqa: PLR2004
-            return f"{num_bytes:.1f} {unit}" if unit != "B" else f"{num_bytes} B"
-        num_bytes /= 1024
-    return f"{num_bytes:.2f} GiB"

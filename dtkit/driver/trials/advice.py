@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dtkit._text import format_bytes, format_ms, format_percent
+from dtkit._format import format_bytes, format_ms, format_percent
 from dtkit.batchsize import BatchPlacement, place_batch
 from dtkit.compression import GATHERED, Compression
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dtkit._text import OVER
+from dtkit.events import OVER
 from dtkit.views.alt import alt_text
 
 if TYPE_CHECKING:

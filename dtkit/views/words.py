@@ -1,4 +1,4 @@
-"""A run in words: its numbers as short text, one line for a terminal, a plain summary."""
+"""A run in words: one line for a terminal, a plain summary, and the sentences in both."""
 
 from __future__ import annotations
 
@@ -6,7 +6,18 @@ import math
 import statistics
 from typing import TYPE_CHECKING
 
+from dtkit._format import (
+    UNKNOWN,
+    format_bytes,
+    format_loss,
+    format_ms,
+    format_percent,
+    format_rate,
+    format_size,
+    format_time,
+)
 from dtkit._ranks import format_ranks
+from dtkit.events import OVER
 from dtkit.output import tail
 from dtkit.views.staleness import staleness_text
 
@@ -19,18 +30,10 @@ if TYPE_CHECKING:
 __all__ = [
     "GLYPHS",
     "MAX_ROWS",
-    "OVER",
     "SLOW_RATIO",
-    "format_bytes",
-    "format_loss",
     "format_metrics",
-    "format_ms",
-    "format_percent",
     "format_progress",
-    "format_rate",
     "format_sent",
-    "format_size",
-    "format_time",
     "nonfinite_since",
     "peak_rank",
     "rate_per_rank",
@@ -52,55 +55,14 @@ GLYPHS = {
     "failed": "✖",
     "lost": "✖",
 }
-OVER = ("finished", "stopped", "failed")
-"""States of a run that will not change any more."""
-
 MAX_ROWS = 8
 """Ranks shown one by one; of more, only the slowest, the median and the fastest."""
 
 SLOW_RATIO = 1.5
 """A rank whose compute and data time is above so many medians is called slow."""
 
-_UNKNOWN = "–"
 _NUM_NONFINITE = 3
 """So many steps without a finite loss are no accident: a GAN's every other step has none."""
-
-
-def format_loss(value: float) -> str:
-    """Return four significant digits: 1.298, 12.98, 1.298e-05."""
-    if not math.isfinite(value):
-        return _nonfinite(value)
-    if value and not 1e-3 <= abs(value) < 1e6:  # noqa: PLR2004
-        return f"{value:.3e}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}"  # noqa: PLR2004
-
-
-def format_rate(value: float) -> str:
-    """Return a number of things per second: 5,055 or 12.5."""
-    if not math.isfinite(value):
-        return _nonfinite(value)
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"  # noqa: PLR2004
-
-
-def format_ms(value: float) -> str:
-    """Return milliseconds without their unit: 0.25, 12.5, 1,250."""
-    if not math.isfinite(value):
-        return _nonfinite(value)
-    if value >= 1000:  # noqa: PLR2004
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 1 or not value else f"{value:.2f}"
-
-
-def format_percent(share: float) -> str:
-    """Return a share between 0 and 1 as "18 %"."""
-    return f"{100 * share:.0f} %" if math.isfinite(share) else _nonfinite(share)
-
-
-def format_size(gib: float) -> str:
-    """Return GiB as "9.4 GiB" or "620 MiB"."""
-    if not math.isfinite(gib):
-        return _nonfinite(gib)
-    return f"{gib:.1f} GiB" if gib >= 1 else f"{1024 * gib:.0f} MiB"
 
 
 def format_sent(view: RunView) -> str:
@@ -111,23 +73,6 @@ def format_sent(view: RunView) -> str:
     if view.sent_bytes >= view.raw_bytes:
         return f"{sent} sent"
     return f"{sent} sent for {format_bytes(view.raw_bytes)}"
-
-
-def format_bytes(num_bytes: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if num_bytes < 999.5:  # noqa: PLR2004  three digits
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.3g} GB"
-
-
-def format_time(seconds: float) -> str:
-    """Return "0:07", "12:34" or "1:02:03"."""
-    if not math.isfinite(seconds):
-        return _nonfinite(seconds)
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 def format_progress(view: RunView) -> str:
@@ -261,10 +206,10 @@ def _table(view: RunView) -> list[str]:
         ratio = ratios.get(rank.rank)
         rows.append((
             f"{rank.rank} {why}".rstrip(),
-            view.place_of(rank) or _UNKNOWN,
+            view.place_of(rank) or UNKNOWN,
             f"{rank.step:,}",
             format_ms(rank.step_ms),
-            f"{ratio:.2f} x{' slow' if ratio > SLOW_RATIO else ''}" if ratio else _UNKNOWN,
+            f"{ratio:.2f} x{' slow' if ratio > SLOW_RATIO else ''}" if ratio else UNKNOWN,
             format_rate(rank.samples_per_s),
             format_size(rank.peak_gib),
             rank.state,
@@ -280,7 +225,3 @@ def _pace(step_ms: float) -> str:
     if per_s < 1:
         return f"{step_ms / 1000:.1f} s/it"
     return f"{per_s:,.0f} it/s" if per_s >= 10 else f"{per_s:.1f} it/s"  # noqa: PLR2004
-
-
-def _nonfinite(value: float) -> str:
-    return _UNKNOWN if math.isnan(value) else "∞" if value > 0 else "−∞"
