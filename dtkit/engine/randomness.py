@@ -23,17 +23,9 @@ __all__ = ["fingerprint", "part", "restore", "share", "snapshot"]
 
 def share(group: dist.ProcessGroup) -> None:
     """Give every rank the generator states of the group's first one."""
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
-    states: list[Any] = [
-        (torch.get_rng_state(), np.random.get_state(), random.getstate(), cuda)  # noqa: NPY002
-    ]
+    states: list[Any] = [snapshot()]
     dist.broadcast_object_list(states, group=group, group_src=0, device=torch.device("cpu"))
-    torch_state, numpy_state, python_state, cuda_state = states[0]
-    torch.set_rng_state(torch_state)
-    np.random.set_state(numpy_state)  # noqa: NPY002  the one that cells use
-    random.setstate(python_state)
-    if cuda_state is not None and cuda is not None:
-        torch.cuda.set_rng_state(cuda_state)
+    restore(states[0])
 
 
 def fingerprint() -> bytes:
@@ -59,7 +51,7 @@ def snapshot() -> dict[str, Any]:
 
 
 def restore(state: dict[str, Any]) -> None:
-    """Set this rank's generators to a snapshot."""
+    """Set this rank's generators to a snapshot, of this rank or of another."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

@@ -10,15 +10,13 @@ from __future__ import annotations
 import contextlib
 import io
 import pickle
-import random
-import sys
 from typing import Any
 
 import cloudpickle
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from dtkit.engine import weights
+from dtkit.engine import randomness, weights
 from dtkit.engine.agent import agent, install
 from dtkit.engine.models import weight_ids
 from dtkit.engine.parallel.layout import laid_out
@@ -60,7 +58,7 @@ def accept(payload: bytes) -> None:
     for name in found["given"]:
         # The donor's rank, for one: functions that use it have brought it along.
         namespace.pop(name, None)
-    _set_random(found["random"])
+    randomness.restore(found["random"])
     agent().detached += found["models"]
 
 
@@ -98,7 +96,8 @@ def _dumps(names: dict[str, Any]) -> bytes:
     pickler = _Pickler(target)
     given = list(current_shell().user_ns.get("_dtkit_given", ()))
     given = [name for name in given if name not in names]
-    pickler.dump({"names": names, "given": given, "random": _random(), "models": pickler.models})
+    state = randomness.snapshot()
+    pickler.dump({"names": names, "given": given, "random": state, "models": pickler.models})
     return target.getvalue()
 
 
@@ -143,26 +142,6 @@ def _bare_ddp() -> DistributedDataParallel:
 
 def _set_attributes(model: DistributedDataParallel, state: dict[str, Any]) -> None:
     vars(model).update(state)
-
-
-def _random() -> dict[str, Any]:
-    states = {"python": random.getstate(), "torch": torch.get_rng_state()}
-    if "numpy" in sys.modules:
-        states["numpy"] = sys.modules["numpy"].random.get_state()
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def _set_random(states: dict[str, Any]) -> None:
-    random.setstate(states["python"])
-    torch.set_rng_state(states["torch"])
-    if "numpy" in states:
-        import numpy as np
-
-        np.random.set_state(states["numpy"])  # noqa: NPY002  the state that the cells use
-    if "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"])
 
 
 def _held_in_parts() -> set[int]:
