@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from handover import Handover
 from rig import DIGITS, Rig
+from shells import Notebook
 
 import dtkit
 from dtkit.guard.processes import Identity
@@ -107,6 +108,12 @@ def session2(request: pytest.FixtureRequest) -> Iterator[dtkit.Session]:
 def session4(request: pytest.FixtureRequest) -> Iterator[dtkit.Session]:
     """Four ranks."""
     yield from _shared(request, 4)
+
+
+@pytest.fixture
+def notebook(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Notebook:
+    """A notebook with two ranks; the module has a fixture `shell`."""
+    return Notebook(request.getfixturevalue("shell"), capsys)
 
 
 @pytest.fixture(scope="module")

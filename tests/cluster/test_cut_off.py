@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from leaving import SAY_WHEN_IT_TRAINS, leave_in_a_run
+from patience import wait_until
 from test_ssh import WAIT, wait_in_a_collective
 
 import dtkit
@@ -20,6 +20,8 @@ from testbed.sshd import SshHosts, why_no_ssh_hosts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from dtkit.values import Orphan
 
 pytestmark = [
     pytest.mark.ssh,
@@ -53,7 +55,6 @@ while True:
     model(torch.ones(8, 4)).square().mean().backward()
     optimizer.step()
 """
-WAIT_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -121,13 +122,13 @@ def test_what_a_kernel_left_that_was_killed_with_its_guardian_is_listed_and_ende
     record = next(record for record in find_records() if record.id == session_id)
     assert record.guardian is not None
     os.kill(record.guardian.pid, signal.SIGKILL)
-    deadline = time.monotonic() + WAIT_S
-    while True:  # until the controller has put another in its place, and that has asked the hosts
-        (orphan,) = [each for each in dtkit.Session.orphans() if each.id == session_id]
-        if orphan.has_guardian and orphan.run == "lasting":
-            break
-        assert time.monotonic() < deadline, orphan
-        time.sleep(0.1)
+
+    def orphan() -> Orphan:
+        return next(each for each in dtkit.Session.orphans() if each.id == session_id)
+
+    # The controller puts another in its place.
+    wait_until(lambda: orphan().has_guardian, orphan)
+    wait_until(lambda: orphan().run == "lasting", orphan)  # it has asked the hosts
     dtkit.Session.end_orphan(session_id)
     assert session_id not in [each.id for each in dtkit.Session.orphans()]
     for name in hosts.names:
@@ -135,10 +136,8 @@ def test_what_a_kernel_left_that_was_killed_with_its_guardian_is_listed_and_ende
 
 
 def wait_until_empty(hosts: SshHosts, name: str) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while hosts.pids(name):
-        assert time.monotonic() < deadline, [
-            Path(f"/proc/{pid}/cmdline").read_bytes() for pid in hosts.pids(name)
-        ]
-        time.sleep(0.1)
+    def left() -> list[bytes]:
+        return [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in hosts.pids(name)]
+
+    wait_until(lambda: not hosts.pids(name), left)
     assert not list(hosts.temporary(name).glob("dtkit-*"))

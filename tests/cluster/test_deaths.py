@@ -7,10 +7,10 @@ import shutil
 import signal
 import stat
 import threading
-import time
 from typing import TYPE_CHECKING
 
 import pytest
+from patience import wait_until
 from test_faults import SETUP
 
 from dtkit.driver.registry import current_session
@@ -50,10 +50,7 @@ def alive(pids: list[int]) -> list[Identity]:
 
 def wait_for_the_end(processes: list[Identity]) -> None:
     """Wait until they have ended; whether their parents have looked is no matter."""
-    deadline = time.monotonic() + 60
-    while left := [process for process in processes if process.is_alive]:
-        assert time.monotonic() < deadline, left
-        threading.Event().wait(0.01)
+    wait_until(lambda: not any(process.is_alive for process in processes), lambda: processes)
 
 
 def own(session: dtkit.Session, owned_pids: set[int]) -> None:

@@ -6,12 +6,12 @@ import os
 import signal
 import stat
 import subprocess
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from patience import wait_until
 
 from dtkit.cluster import AttachedCluster
 from dtkit.driver.orphans import choose_orphan, end_orphan, list_orphans
@@ -187,9 +187,8 @@ def posted(record: SessionRecord) -> tuple[Identity, int]:
     assert guardian is not None
     replace(record, guardian=guardian).write()
     is_ready = f"SigBlk:\t{1 << (signal.SIGTERM - 1):016x}"  # it asks for the signal itself
-    while is_ready not in Path(f"/proc/{guardian.pid}/status").read_text():
-        assert guardian.is_alive
-        time.sleep(0.01)
+    status = Path(f"/proc/{guardian.pid}/status")
+    wait_until(lambda: is_ready in status.read_text(), "the guardian, which watches")
     return guardian, os.pidfd_open(guardian.pid)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 from leaving import SAY_WHEN_IT_TRAINS, leave_in_a_run
+from patience import wait_until
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
 import dtkit
@@ -90,13 +90,6 @@ def leave(tmp_path: Path) -> Iterator[Callable[..., Left]]:
         if left.id in [orphan.id for orphan in dtkit.Session.orphans()]:
             dtkit.Session.end_orphan(left.id)
         wait_until(lambda: left.id not in [r.id for r in find_records()], "the folder's end")  # noqa: B023  called at once
-
-
-def wait_until(is_done: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not is_done():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.01)
 
 
 def tensorboard_steps(run: Run) -> list[int]:

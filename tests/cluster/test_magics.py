@@ -1,74 +1,32 @@
-"""The magics in a real IPython shell, on two real engines."""
+"""The magics in a real IPython shell, on two real engines: cells, scripts and objects."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
-import signal
-import subprocess
-import sys
-import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from IPython.core.completer import provisionalcompleter
-from IPython.core.interactiveshell import InteractiveShell
+from patience import wait_until
+from shells import TRAINING, Notebook, close_shell, new_shell, press_interrupt_when_busy
 
 import dtkit
 from dtkit.driver.registry import current_session
-from dtkit.errors import RankError
 from dtkit.guard.processes import Identity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-ANSI = re.compile(r"\x1b\[[0-9;]*m")
-
-TRAINING = """\
-import torch
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
-torch.manual_seed(0)
-X = torch.randn(256, 8); y = X.sum(1, keepdim=True)
-loader = DataLoader(TensorDataset(X, y), batch_size=16, shuffle=True)
-model = nn.Linear(8, 1)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-num_steps = 0
-for epoch in range(EPOCHS):
-    for xb, yb in loader:
-        optimizer.zero_grad()
-        loss = nn.functional.mse_loss(model(xb), yb)
-        loss.backward()
-        optimizer.step()
-        num_steps += 1
-"""
-
-
-class Notebook:
-    """A shell, and what the last cell printed."""
-
-    def __init__(self, shell: InteractiveShell, capsys: pytest.CaptureFixture[str]) -> None:
-        self.shell = shell
-        self._capsys = capsys
-
-    def run(self, cell: str, *, fails: bool = False) -> str:
-        """Run a cell; it must succeed, or fail, as said. Returns what it printed."""
-        self._capsys.readouterr()
-        result = self.shell.run_cell(cell)
-        printed = self._capsys.readouterr()
-        text = ANSI.sub("", printed.out + printed.err)
-        assert result.success is not fails, text
-        return text
+    from IPython.core.interactiveshell import InteractiveShell
 
 
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory, owned_pids: set[int]) -> Iterator[Any]:
     """A shell with dtkit loaded and two ranks; nothing of them is left afterwards."""
     runs = tmp_path_factory.mktemp("runs")
-    shell = InteractiveShell.instance(colors="nocolor")
-    shell.run_cell("%load_ext dtkit")
+    shell = new_shell()
     shell.run_line_magic("config", f"DistMagics.runs_dir = {str(runs)!r}")
     # ipykernel captures descriptors 1 and 2 of an engine only when this is not set.
     os.environ.pop("PYTEST_CURRENT_TEST", None)
@@ -79,33 +37,10 @@ def shell(tmp_path_factory: pytest.TempPathFactory, owned_pids: set[int]) -> Ite
     owned_pids |= pids
     yield shell
     shell.run_cell("%dist_shutdown")
-    shell.run_cell("%unload_ext dtkit")
-    InteractiveShell.clear_instance()
+    close_shell(shell)
     owned_pids -= pids
     assert current_session() is None
     assert not [pid for pid in pids if Identity.of(pid)]
-
-
-@pytest.fixture
-def notebook(shell: Any, capsys: pytest.CaptureFixture[str]) -> Notebook:
-    """A notebook with two ranks."""
-    return Notebook(shell, capsys)
-
-
-def press_interrupt_when_busy(session: Any, times: int = 1) -> threading.Thread:
-    """Press Interrupt once the ranks are busy, and again twice a second while they are."""
-
-    def press() -> None:
-        waiter = threading.Event()
-        while not all(rank.state == "busy" for rank in session.status()):
-            waiter.wait(0.05)
-        for _ in range(times):
-            os.kill(os.getpid(), signal.SIGINT)
-            waiter.wait(0.5)
-
-    thread = threading.Thread(target=press, daemon=True)
-    thread.start()
-    return thread
 
 
 def offered(shell: InteractiveShell, text: str) -> list[str]:
@@ -150,8 +85,7 @@ def test_names_on_the_ranks_are_offered_also_while_they_are_busy(notebook: Noteb
     assert session is not None
     notebook.run("%%dist_train --manual --background\nassert gate.wait(60)")
     try:
-        while not all(rank.state == "busy" for rank in session.status()):
-            threading.Event().wait(0.05)
+        wait_until(lambda: all(rank.state == "busy" for rank in session.status()), session.status)
         ask()
     finally:
         notebook.run("%dist_stop --now")
@@ -269,107 +203,6 @@ def test_a_failing_script_fails_the_cell(notebook: Notebook, tmp_path: Path) -> 
     assert "broken.py:2" in text
 
 
-def test_interrupt_stops_a_run_between_two_steps(notebook: Notebook) -> None:
-    session = current_session()
-    presser = press_interrupt_when_busy(session)
-    text = notebook.run("%%dist_train\n" + TRAINING.replace("EPOCHS", "100_000"), fails=True)
-    presser.join()
-    run = dtkit.last_run
-    assert run is not None
-    assert run.state == "stopped"
-    assert "Interrupted: the ranks have stopped and keep their state" in text
-    assert notebook.run("%dist num_steps").startswith("all ranks: ")
-    weights = notebook.run("%dist model.weight.sum().item()")
-    assert weights.startswith("all ranks: ")
-    notebook.run("%%dist_train\n" + TRAINING.replace("EPOCHS", "1"))
-
-
-def test_a_run_in_the_background_is_stopped_by_the_magic(notebook: Notebook) -> None:
-    begun = notebook.run("%%dist_train --background\n" + TRAINING.replace("EPOCHS", "100_000"))
-    assert "running" not in begun.split("\n")[-1]
-    run = dtkit.last_run
-    assert run is not None
-    assert run.state == "running"
-    text = notebook.run("%dist rank", fails=True)
-    assert "busy with another cell" in text
-    while run.view().step < 5:
-        threading.Event().wait(0.05)
-    assert "stopping after the step" in notebook.run("%dist_stop")
-    run.wait(timeout_s=60)
-    assert run.state == "stopped"
-    assert notebook.run("%dist num_steps > 4") == "all ranks: True\n"
-
-
-def elsewhere(line: str) -> str:
-    """Run a magic's line in another kernel, without engines; returns what it printed."""
-    code = (
-        "from IPython.core.interactiveshell import InteractiveShell as S; import dtkit; s = S(); "
-        f"dtkit.load_ipython_extension(s); s.run_cell({line!r})"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout
-
-
-def test_a_run_in_the_background_is_steered_by_the_magic(notebook: Notebook) -> None:
-    cell = TRAINING.replace("EPOCHS", "100_000").replace(
-        "        loss.backward()", "        loss = loss * dtkit.control('scale', 1, low=0)\n"
-        "        loss.backward()",
-    )  # fmt: skip
-    notebook.run(f"%%dist_train --background\nimport dtkit\n{cell}")
-    run = dtkit.last_run
-    assert run is not None
-    while not (run.view().step and "scale" in run.controls):
-        run.requests.alarm.wait(0.05)
-    assert re.search(r"lr_factor 0.5 from step \d+ on", notebook.run("%dist_control lr_factor 0.5"))
-    assert re.search(r"lr_factor 0.2 from step \d+ on", notebook.run("%dist_control lr 0.01"))
-    shown = notebook.run("print(get_ipython().run_line_magic('dist_control', ''))")
-    assert re.search(r"lr_factor +0.2 +a number from 0 +0.5 from step \d+ on; 0.2", shown)
-    assert re.search(r"scale +1 +a whole number from 0", shown)
-    said = notebook.run("%dist_control scale 0.5", fails=True)
-    assert "control 'scale': '0.5' is not what it takes: a whole number from 0" in said
-    said = notebook.run("%dist_control scal 2", fails=True)
-    assert "no control 'scal'; did you mean scale?" in said
-    with provisionalcompleter():
-        line = "%dist_control sc"
-        found = [c.text for c in notebook.shell.Completer.completions(line, len(line))]
-    assert found == ["scale"]
-    assert "asked the notebook that drives" in elsewhere(
-        f"%dist_control scale 3 --dir {run.dir.parent}"
-    )
-    while len(run.changes) < 3:
-        run.requests.alarm.wait(0.05)
-    assert run.changes[2].values == {"scale": 3}
-    notebook.run("%dist_stop")
-    run.wait(timeout_s=60)
-    said = notebook.run("%dist_control scale 2", fails=True)
-    assert "no run goes on" in said
-
-
-def test_a_failure_in_the_background_is_kept(notebook: Notebook) -> None:
-    notebook.run("%%dist_train --background\n1 / 0")
-    run = dtkit.last_run
-    assert run is not None
-    with pytest.raises(RankError, match="division by zero"):
-        run.wait(timeout_s=60)
-    assert run.state == "failed"
-
-
-def test_interrupt_twice_frees_a_collective(notebook: Notebook) -> None:
-    notebook.run("%%dist\nkept = 7")
-    presser = press_interrupt_when_busy(current_session(), times=2)
-    # Each waits for the other to send: nothing but a cut ends that.
-    cell = "%%dist\nimport torch\ndist.recv(torch.ones(1), src=1 - rank)"
-    text = notebook.run(cell, fails=True)
-    presser.join()
-    assert "Interrupted" in text
-    assert notebook.run("%dist kept") == "all ranks: 7\n"
-    assert (
-        notebook.run("%%dist\nt = torch.ones(1)\ndist.all_reduce(t)\nt.item()")
-        == "all ranks: 2.0\n"
-    )
-
-
 def test_an_engine_that_answers_nothing_is_replaced_at_the_third_press(
     notebook: Notebook, owned_pids: set[int]
 ) -> None:
@@ -396,34 +229,6 @@ dist.barrier()
     assert "no name" not in notebook.run("%dist_restart 1 --refill")
     owned_pids |= set(session.pids())
     assert notebook.run("%dist kept") == "all ranks: 8\n"
-
-
-def test_the_group_can_be_rebuilt_by_hand(notebook: Notebook) -> None:
-    notebook.run("%%dist\nkept = 9")
-    assert "group rebuilt; state kept" in notebook.run("%dist_reset")
-    assert notebook.run("%dist kept") == "all ranks: 9\n"
-    text = notebook.run("%dist_restart", fails=True)
-    assert "every engine lives; name the rank to replace" in text
-
-
-def test_stop_now_ends_a_run_that_is_stuck(notebook: Notebook) -> None:
-    notebook.run("%%dist_train --background\nimport torch\ndist.recv(torch.ones(1), src=1 - rank)")
-    run = dtkit.last_run
-    assert run is not None
-    assert "stopping now" in notebook.run("%dist_stop --now")
-    run.wait(timeout_s=60)
-    assert run.state == "stopped"
-    assert notebook.run("%dist rank") == "rank 0: 0\nrank 1: 1\n"
-
-
-def test_ranks_are_let_go_when_nobody_drives_a_cell_on(notebook: Notebook) -> None:
-    session = current_session()
-    assert session is not None
-    _, _, steps = session.running("import time\nwhile True: time.sleep(0.1)")
-    next(steps)
-    del steps  # as when the loop that drives it raises
-    assert not session.is_busy
-    assert notebook.run("%dist world_size") == "all ranks: 2\n"
 
 
 def test_objects_travel_both_ways(notebook: Notebook) -> None:
