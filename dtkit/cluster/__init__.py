@@ -8,7 +8,8 @@ from dtkit.cluster.host import HostCluster
 from dtkit.cluster.local import LocalCluster
 from dtkit.cluster.placement import Slot, choose_backend, place_local
 from dtkit.cluster.remote.attached import AttachedRemoteCluster
-from dtkit.cluster.remote.cluster import RemoteCluster, Wish
+from dtkit.cluster.remote.cluster import RemoteCluster
+from dtkit.cluster.remote.placing import Wish
 
 __all__ = [
     "AttachedCluster",

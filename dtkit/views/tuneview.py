@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -14,62 +15,101 @@ from dtkit._format import format_rate, format_size
 from dtkit.views.runstable import html_table, text_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from dtkit.driver.trials.tune import BatchTuning, LrTuning
+    from numpy.typing import NDArray
 
-__all__ = ["batch_bundle", "batch_text", "lr_bundle"]
+    Floats = NDArray[np.float64]
+
+__all__ = ["BatchTrial", "batch_bundle", "batch_text", "lr_bundle"]
 
 _BLUE, _VERMILION = "#0072B2", "#D55E00"
 _HEAD = ("batch_size", "state", "samples/s", "peak memory")
 
 
-def batch_bundle(tuning: BatchTuning) -> dict[str, str]:
-    """Return the search of a batch as text/html, image/png and text/plain."""
-    known = [t for t in tuning.trials if t.samples_per_s > 0]
+@dataclass(frozen=True, slots=True)
+class BatchTrial:
+    """One batch size that was tried.
+
+    Attributes:
+        batch_size: as a DataLoader's `batch_size`.
+        state: fits, out of memory, more than the data, or failed.
+        samples_per_s: over all ranks; NaN if it did not run.
+        peak_gib: the largest of the ranks'.
+        error: what it failed with.
+    """
+
+    batch_size: int
+    state: str
+    samples_per_s: float = math.nan
+    peak_gib: float = math.nan
+    error: str = ""
+
+
+def batch_bundle(
+    trials: Sequence[BatchTrial], knee: int | None, proposal: str, notes: Sequence[str]
+) -> dict[str, str]:
+    """Return the search of a batch as text/html, image/png and text/plain.
+
+    Args:
+        trials: in order of size.
+        knee: the smallest batch that is nearly as fast as the fastest, if one was found.
+        proposal: what to write, in one line.
+        notes: what the user should know.
+    """
+    known = [t for t in trials if t.samples_per_s > 0]
 
     def draw(axes: Any) -> None:
         axes.plot(
             [t.batch_size for t in known], [t.samples_per_s for t in known], "o-", color=_BLUE
         )
-        if tuning.knee is not None:
-            axes.axvline(tuning.knee, color=_VERMILION, ls="--", lw=1)
+        if knee is not None:
+            axes.axvline(knee, color=_VERMILION, ls="--", lw=1)
         axes.set_xscale("log", base=2)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("batch_size", fontsize=8)
         axes.set_title("samples/s", loc="left", fontsize=9.5, fontweight="bold")
 
-    alt = "Samples/s over batch size. " + tuning.proposal()
-    html = html_table(_HEAD, _rows(tuning)) + "".join(_lines(tuning.notes))
-    return _bundle(tuning.proposal(), html, batch_text(tuning), alt, draw if known else None)
+    alt = "Samples/s over batch size. " + proposal
+    html = html_table(_HEAD, _rows(trials)) + _lines(notes)
+    text = batch_text(trials, proposal, notes)
+    return _bundle(proposal, html, text, alt, draw if known else None)
 
 
-def batch_text(tuning: BatchTuning) -> str:
+def batch_text(trials: Sequence[BatchTrial], proposal: str, notes: Sequence[str]) -> str:
     """Return it as plain text."""
-    return "\n".join([tuning.proposal(), text_table(_HEAD, _rows(tuning)), *tuning.notes])
+    return "\n".join([proposal, text_table(_HEAD, _rows(trials)), *notes])
 
 
-def lr_bundle(tuning: LrTuning) -> dict[str, str]:
-    """Return a range test as text/html, image/png and text/plain."""
+def lr_bundle(
+    lr: Floats, loss: Floats, steepest: float, proposal: str, notes: Sequence[str]
+) -> dict[str, str]:
+    """Return a range test as text/html, image/png and text/plain.
+
+    Args:
+        lr: (num_steps,) float64.
+        loss: (num_steps,) float64, smoothed.
+        steepest: the learning rate at which the loss falls fastest; NaN: it never does.
+        proposal: what to write, in one line.
+        notes: what the user should know.
+    """
 
     def draw(axes: Any) -> None:
-        axes.plot(tuning.lr, tuning.loss, color=_BLUE)
-        if not math.isnan(tuning.steepest):
-            axes.axvline(tuning.steepest, color=_VERMILION, ls="--", lw=1)
+        axes.plot(lr, loss, color=_BLUE)
+        if not math.isnan(steepest):
+            axes.axvline(steepest, color=_VERMILION, ls="--", lw=1)
         axes.set_xscale("log")
         # The loss that is lost must not flatten what was to be seen.
-        finite = tuning.loss[np.isfinite(tuning.loss)]
+        finite = loss[np.isfinite(loss)]
         if len(finite):
             low, start = float(finite.min()), float(finite[0])
             axes.set_ylim(low - 0.1 * abs(start - low), start + 0.5 * abs(start - low) + 1e-12)
         axes.set_xlabel("learning rate", fontsize=8)
         axes.set_title("loss", loc="left", fontsize=9.5, fontweight="bold")
 
-    alt = "Loss over the learning rate. " + tuning.proposal()
-    return _bundle(
-        tuning.proposal(), "".join(_lines(tuning.notes)), repr(tuning), alt,
-        draw if len(tuning.lr) else None,
-    )  # fmt: skip
+    alt = "Loss over the learning rate. " + proposal
+    text = "\n".join([proposal, *notes])
+    return _bundle(proposal, _lines(notes), text, alt, draw if len(lr) else None)
 
 
 def _bundle(
@@ -101,7 +141,7 @@ def _png(draw: Callable[[Any], None]) -> bytes:
     return file.getvalue()
 
 
-def _rows(tuning: BatchTuning) -> list[tuple[str, ...]]:
+def _rows(trials: Sequence[BatchTrial]) -> list[tuple[str, ...]]:
     return [
         (
             f"{t.batch_size:,}",
@@ -109,9 +149,9 @@ def _rows(tuning: BatchTuning) -> list[tuple[str, ...]]:
             "–" if math.isnan(t.samples_per_s) else format_rate(t.samples_per_s),
             "–" if math.isnan(t.peak_gib) else format_size(t.peak_gib),
         )
-        for t in tuning.trials
+        for t in trials
     ]
 
 
-def _lines(notes: list[str]) -> list[str]:
-    return [f"<div>{escape(note)}</div>" for note in notes]
+def _lines(notes: Sequence[str]) -> str:
+    return "".join(f"<div>{escape(note)}</div>" for note in notes)

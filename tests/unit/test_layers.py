@@ -218,7 +218,6 @@ MAY_IMPORT_LAZILY: dict[str, tuple[str, ...]] = {
     ),  # in a process that is an engine
     "dtkit.chunks": ("numpy", "torch"),  # what is carried may be tensors
     "dtkit.packing": ("cloudpickle", "numpy", "torch"),  # what is carried may be tensors
-    "dtkit.views.tuneview": ("dtkit.driver.trials.tune",),  # the types that it draws
     "dtkit.engine": ("pynvml", "tqdm"),  # optional: how busy a GPU is; the cell's own bars
     "dtkit.driver": ("pandas",),  # optional: Sweep.to_pandas
     "dtkit.telemetry": ("pandas",),  # optional: History.to_pandas

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,7 +16,7 @@ from dtkit.cluster.remote.agents import AgentsCluster
 from dtkit.cluster.remote.facts import HostFacts
 from dtkit.cluster.remote.jobs import MpiFleet, SlurmFleet
 from dtkit.cluster.remote.network import address_of
-from dtkit.cluster.remote.placing import place
+from dtkit.cluster.remote.placing import Wish, place
 from dtkit.cluster.remote.profiles import ProfileFleet
 from dtkit.cluster.remote.ssh import SshFleet
 from dtkit.cluster.starter import quiet_logger
@@ -31,29 +31,12 @@ if TYPE_CHECKING:
     from dtkit.guard.record import SessionRecord
     from dtkit.launch import Launch
 
-__all__ = ["RemoteCluster", "Wish"]
+__all__ = ["RemoteCluster"]
 
 _QUEUE_S = 1.0
 """How often a job that waits is looked after."""
 _ALIVE_S = 2.0
 """How long an agent may take to answer when it cannot be reached over SSH, either."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What ranks are to have on their hosts.
-
-    Attributes:
-        num_ranks: how many; None means one per device. Over several hosts, they say it.
-        devices: as `--devices` has it, on every host.
-        backend: auto, gloo or nccl.
-        oversubscribe: let ranks share a GPU.
-    """
-
-    num_ranks: int | None
-    devices: str | None
-    backend: str
-    oversubscribe: bool
 
 
 class RemoteCluster(AgentsCluster):

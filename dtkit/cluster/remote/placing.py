@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dtkit.cluster.placement import Slot, place_local
@@ -11,10 +11,26 @@ from dtkit.errors import InvalidInputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dtkit.cluster.remote.cluster import Wish
     from dtkit.cluster.remote.facts import HostFacts
 
-__all__ = ["place"]
+__all__ = ["Wish", "place"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What ranks are to have on their hosts.
+
+    Attributes:
+        num_ranks: how many; None means one per device. Over several hosts, they say it.
+        devices: as `--devices` has it, on every host.
+        backend: auto, gloo or nccl.
+        oversubscribe: let ranks share a GPU.
+    """
+
+    num_ranks: int | None
+    devices: str | None
+    backend: str
+    oversubscribe: bool
 
 
 def place(

@@ -13,6 +13,7 @@ import numpy as np
 from dtkit.errors import InvalidInputError
 from dtkit.options import RunOptions
 from dtkit.views.comparison import smoothed
+from dtkit.views.tuneview import BatchTrial, batch_bundle, batch_text, lr_bundle
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -97,25 +98,6 @@ class TrialOptions(RunOptions):
             arguments = {"low": low, "high": high, "num_steps": self.max_steps}
             parts.append(("dtkit.engine.limits:make_lr_range", arguments))
         return parts
-
-
-@dataclass(frozen=True, slots=True)
-class BatchTrial:
-    """One batch size that was tried.
-
-    Attributes:
-        batch_size: as a DataLoader's `batch_size`.
-        state: fits, out of memory, more than the data, or failed.
-        samples_per_s: over all ranks; NaN if it did not run.
-        peak_gib: the largest of the ranks'.
-        error: what it failed with.
-    """
-
-    batch_size: int
-    state: str
-    samples_per_s: float = math.nan
-    peak_gib: float = math.nan
-    error: str = ""
 
 
 class BatchTuning:
@@ -206,14 +188,10 @@ class BatchTuning:
         return f"{first}; the largest that fits is {self.largest}"
 
     def _repr_mimebundle_(self, **_kwargs: Any) -> dict[str, str]:
-        from dtkit.views.tuneview import batch_bundle  # draws: loads matplotlib
-
-        return batch_bundle(self)
+        return batch_bundle(self.trials, self.knee, self.proposal(), self.notes)
 
     def __repr__(self) -> str:
-        from dtkit.views.tuneview import batch_text
-
-        return batch_text(self)
+        return batch_text(self.trials, self.proposal(), self.notes)
 
 
 class LrTuning:
@@ -283,9 +261,7 @@ class LrTuning:
         return text
 
     def _repr_mimebundle_(self, **_kwargs: Any) -> dict[str, str]:
-        from dtkit.views.tuneview import lr_bundle  # draws: loads matplotlib
-
-        return lr_bundle(self)
+        return lr_bundle(self.lr, self.loss, self.steepest, self.proposal(), self.notes)
 
     def __repr__(self) -> str:
         return "\n".join([self.proposal(), *self.notes])
