@@ -101,20 +101,20 @@ class RunOptions:
         The driver names engine code by string and never imports it; see
         `dtkit.engine.parts`.
         """
-        parts: list[tuple[str, dict[str, Any]]] = [("dtkit.engine.keeper:make", {})]
+        parts: list[tuple[str, dict[str, Any]]] = [("dtkit.engine.parts.keeper:make", {})]
         if self.max_steps is not None:
-            parts.append(("dtkit.engine.limits:make_steps", {"num_steps": self.max_steps}))
+            parts.append(("dtkit.engine.parts.limits:make_steps", {"num_steps": self.max_steps}))
         if self.hvd == "dtkit":
             parts.append(("dtkit.horovod.part:make", {}))
         if self.on_nan != "ignore":
-            parts.append(("dtkit.engine.nan_guard:make", {"is_fatal": self.on_nan == "stop"}))
+            parts.append(("dtkit.engine.parts.nan_guard:make", {"is_fatal": self.on_nan == "stop"}))
         if self.writers == "first":
-            parts.append(("dtkit.engine.writers:make", {}))
-        parts.append(("dtkit.engine.noise:make", {}))
+            parts.append(("dtkit.engine.parts.writers:make", {}))
+        parts.append(("dtkit.engine.parts.noise:make", {}))
         if self.tensorboard is not None:
-            parts.append(("dtkit.engine.grad_norm:make", {}))
+            parts.append(("dtkit.engine.parts.grad_norm:make", {}))
         if self.tensorboard_graph:
-            parts.append(("dtkit.engine.model_graph:make", {}))
+            parts.append(("dtkit.engine.parts.model_graph:make", {}))
         if self.profile:
             steps = {"num_steps": self.profile}
             parts.append(("dtkit.engine.trace.profile:make", steps))

@@ -108,7 +108,7 @@ class Recipe:
         """Return what takes part in the run for it, as `RunOptions.parts` does."""
         parts = Strategy.parse(self.strategy).parts()
         if self.batch_size is not None:
-            parts.append(("dtkit.engine.batch_size:make", {"batch_size": self.batch_size}))
+            parts.append(("dtkit.engine.parts.batch_size:make", {"batch_size": self.batch_size}))
         return parts
 
     def to_dict(self) -> dict[str, Any]:

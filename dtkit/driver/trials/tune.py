@@ -92,11 +92,13 @@ class TrialOptions(RunOptions):
         """Return what takes part in the trial."""
         parts = RunOptions.parts(self)
         if self.memory_bytes != 0:
-            parts.append(("dtkit.engine.limits:make_budget", {"memory_bytes": self.memory_bytes}))
+            parts.append(
+                ("dtkit.engine.parts.limits:make_budget", {"memory_bytes": self.memory_bytes})
+            )
         if self.lr_range is not None:
             low, high = self.lr_range
             arguments = {"low": low, "high": high, "num_steps": self.max_steps}
-            parts.append(("dtkit.engine.limits:make_lr_range", arguments))
+            parts.append(("dtkit.engine.parts.limits:make_lr_range", arguments))
         return parts
 
 

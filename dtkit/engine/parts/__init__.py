@@ -1,7 +1,8 @@
 """Parts: what takes part in a run on a rank beside recorder, autopilot and control.
 
-A feature that needs to see training (a guard, checkpoints, a timeline) is a
-`Part`, made by a function that the run's options name. The run need not know it.
+A feature that needs to see training is a `Part`, made by a function that the run's options
+name. The run need not know it. Small ones are here; others have a package of their own
+(`checkpointing`, `loose`, `trace`).
 """
 
 from __future__ import annotations
