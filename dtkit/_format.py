@@ -58,11 +58,11 @@ def format_size(gib: float) -> str:
 
 def format_memory(num_bytes: float) -> str:
     """Return what lies in memory, in powers of two: 12 B, 4.0 KiB, 1.5 GiB."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if num_bytes < 1024:  # noqa: PLR2004
             return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
         num_bytes /= 1024
-    return f"{num_bytes:.1f} TiB"
+    return f"{num_bytes:.1f} PiB"
 
 
 def format_bytes(num_bytes: float) -> str:
