@@ -211,6 +211,8 @@ class Engines(Roster):
         for rank, future in pending.items():
             if self._wait_reply(rank, future, deadline):
                 answers[rank] = json.loads(future.result()["content"]["json"])
+            else:  # the client would keep it for ever; a late answer is thrown away
+                client._futures.pop(future.msg_id, None)  # noqa: SLF001
         return answers
 
     def signal(self, number: int, ranks: Iterable[int]) -> None:
