@@ -119,6 +119,8 @@ class Boards:
         folder = folder.expanduser().resolve()
         board = self._open.get(folder)
         if board is None or not board.is_alive:
+            if board is not None:
+                board.close()
             board = self._open[folder] = TensorBoard(folder)
         return board
 

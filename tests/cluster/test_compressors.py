@@ -9,6 +9,7 @@ import torch
 
 from dtkit.compression import GATHERED, METHODS, Compression
 from dtkit.engine.reduce.compressors import Compressor, Layout, base, make_compressor, rehearse
+from dtkit.engine.reduce.momentum import MomentumCorrection
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -120,6 +121,20 @@ def test_sign_has_eight_bits_at_first() -> None:
     sizes = [ranks.average(gradients(seed=i))[1] for i in range(4)]
     assert sizes[0] == sizes[1] > 7 * sizes[2]
     assert sizes[2] == sizes[3]
+
+
+@pytest.mark.usefixtures("digits")  # an optimizer sets a variable of torch's compiler
+def test_whoever_dampens_gradients_keeps_the_momentum() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    for dampening, left in ((0.0, 0.0), (0.5, 0.9)):
+        correction = MomentumCorrection()
+        optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9, dampening=dampening)
+        correction.made(optimizer)
+        assert correction.of(weight)() == 0.9 - left
+        correction.suspend(optimizer)
+        assert optimizer.param_groups[0]["momentum"] == left
+        correction.close()
+        assert optimizer.param_groups[0]["momentum"] == 0.9
 
 
 def test_topk_of_everything_with_momentum_is_plain_momentum() -> None:

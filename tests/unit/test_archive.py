@@ -76,6 +76,16 @@ def test_a_run_is_read_back_as_it_was(tmp_path: Path) -> None:
     assert Run.load(run.dir).name == "a"
 
 
+@pytest.mark.parametrize("text", ["{", "3", '{"ranks": null}'])
+def test_a_run_that_cannot_be_read_hides_no_other(tmp_path: Path, text: str) -> None:
+    make_run(tmp_path, "whole").end("finished")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text(text)
+    assert list(runs(tmp_path)) == ["whole"]
+    with pytest.raises(InvalidInputError, match="broken holds no run that can be read"):
+        runs(tmp_path)["broken"]
+
+
 def test_where_nothing_can_be_stored_says_so(tmp_path: Path) -> None:
     (tmp_path / "taken").touch()
     with pytest.raises(InvalidInputError, match="names another folder"):

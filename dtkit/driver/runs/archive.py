@@ -60,7 +60,10 @@ class Runs(Mapping[str, Run]):
 
     def facts(self) -> list[RunFacts]:
         """Return what is known of each run, without reading all of its events; the newest first."""
-        found = [_as_now(read_facts(path.parent)) for path in self.folder.glob("*/run.json")]
+        found = []
+        for path in self.folder.glob("*/run.json"):
+            with contextlib.suppress(InvalidInputError):  # one that is broken hides no other
+                found.append(_as_now(read_facts(path.parent)))
         return sorted(found, key=lambda facts: (facts.start_unix_s, facts.name), reverse=True)
 
     def newest_running(self) -> Run | None:
@@ -134,13 +137,13 @@ def read_facts(folder: Path) -> RunFacts:
     """
     try:
         facts = json.loads((folder / "run.json").read_text())
-    except (OSError, ValueError) as error:
+        known = {f.name: facts[f.name] for f in fields(RunFacts) if f.name in facts}
+        known |= {"name": folder.name, "dir": folder}
+        known |= {name: tuple(known[name]) for name in ("ranks", "notes") if name in known}
+        return RunFacts(**known)
+    except (OSError, ValueError, TypeError) as error:
         msg = f"{folder} holds no run that can be read: {error}"
         raise InvalidInputError(msg) from None
-    known = {f.name: facts[f.name] for f in fields(RunFacts) if f.name in facts}
-    known |= {"name": folder.name, "dir": folder}
-    known |= {name: tuple(known[name]) for name in ("ranks", "notes") if name in known}
-    return RunFacts(**known)
 
 
 def load(folder: str | Path) -> Run:

@@ -50,9 +50,13 @@ class MomentumCorrection:
         return momentum
 
     def made(self, optimizer: Optimizer) -> None:
-        """Note an optimizer."""
+        """Note an optimizer; one that is none of ours keeps its momentum."""
         # A subclass may do with momentum what it likes; Horovod's wrapper does not.
-        if type(optimizer) is SGD or (isinstance(optimizer, SGD) and averages_itself(optimizer)):
+        is_sgd = type(optimizer) is SGD or (
+            isinstance(optimizer, SGD) and averages_itself(optimizer)
+        )
+        # A compressor adds whole gradients up: damped ones would have another length.
+        if is_sgd and not any(group["dampening"] for group in optimizer.param_groups):
             self._optimizers.add(optimizer)
 
     def _owner(self, param: torch.Tensor | None) -> Optimizer | None:
