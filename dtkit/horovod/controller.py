@@ -29,6 +29,9 @@ class Collective(Protocol):
     meta: Message
     extra: Any
 
+    def prepare(self) -> None:
+        """Get ready to be launched by another thread than the one that submits."""
+
     def launch(self, answer: Message) -> None:
         """Start, and do not wait; on whichever thread, in the same order on all ranks."""
 
@@ -135,6 +138,7 @@ class Controller:
             HorovodInternalError: the connection is broken.
         """
         key = (process_set, name)
+        collective.prepare()
         handle = Handle(self, key, collective)
         with self._lock:
             if self._broken is not None:

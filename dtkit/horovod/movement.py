@@ -41,15 +41,23 @@ class Started(ABC):
         self.meta: Message = {}
         self.extra: Any = None
         self._works: list[dist.Work] = []
-        # The thread that starts it must not run ahead of the stream that filled the tensors.
-        self._ready = torch.cuda.Event() if torch.cuda.is_available() else None
-        if self._ready is not None:
-            self._ready.record()
+        self._ready: tuple[torch.cuda.Event, int] | None = None
+
+    def prepare(self) -> None:
+        """Note where the submitting thread's stream is, which fills the tensors."""
+        if torch.cuda.is_initialized():
+            event = torch.cuda.Event()
+            event.record()
+            self._ready = event, torch.cuda.current_device()
 
     def launch(self, answer: Message) -> None:
-        """Start, after what this rank's GPU still has to compute for it."""
+        """Start, after what this rank's GPU still has to compute for it.
+
+        The thread that does so has a stream of its own, which must not run ahead.
+        """
         if self._ready is not None:
-            self._ready.wait()
+            event, device = self._ready
+            torch.cuda.current_stream(device).wait_event(event)
         self.start(answer)
 
     @abstractmethod
