@@ -137,13 +137,18 @@ def write_script(path: str | Path, cells: Sequence[Cell], recipes: Mapping[int, 
     """Write cells to a script, and return its path.
 
     Raises:
-        InvalidInputError: it is no Python file, or a cell cannot be in a script.
+        InvalidInputError: it is no Python file or cannot be written, or a cell cannot be in one.
     """
     path = Path(path)
     if path.suffix != ".py":
         msg = f"{path}: name a Python file, such as {path.with_suffix('.py')}"
         raise InvalidInputError(msg)
-    path.write_text(script(cells, recipes, path.name))
+    text = script(cells, recipes, path.name)
+    try:
+        path.write_text(text)
+    except OSError as error:
+        msg = f"{path} cannot be written: {error.strerror}"
+        raise InvalidInputError(msg) from None
     return path
 
 

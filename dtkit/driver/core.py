@@ -20,6 +20,7 @@ from dtkit.driver.repair import Repair
 from dtkit.driver.runs import archive
 from dtkit.driver.runs.companions import accompany
 from dtkit.driver.runs.followed import FollowedExecution
+from dtkit.driver.runs.rundir import read_facts
 from dtkit.errors import ClosedError, ClusterDiedError, DtkitError
 from dtkit.events import OVER
 from dtkit.guard.record import RankRun, SessionRecord
@@ -205,7 +206,7 @@ class SessionCore:
         newest = max(found, key=lambda run: run.start_unix_s, default=None)
         if newest is None:
             return None, iter(())
-        facts = archive.read_facts(Path(newest.dir))
+        facts = read_facts(Path(newest.dir))
         if facts.state in OVER:
             Registry.run = run = archive.load(facts.dir)
             return run, iter(())

@@ -69,3 +69,5 @@ def test_what_is_no_python_is_named_and_nothing_is_written(tmp_path: Path) -> No
     with pytest.raises(InvalidInputError, match=r"name a Python file, such as .*train\.py"):
         write_script(tmp_path / "train.txt", [FIRST], {3: Recipe()})
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InvalidInputError, match=r"train\.py cannot be written: No such file"):
+        write_script(tmp_path / "nowhere" / "train.py", [FIRST], {3: Recipe()})

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -22,18 +21,19 @@ import psutil
 from dtkit.driver.registry import current_session, last_run
 from dtkit.driver.runs.followed import replay_output
 from dtkit.driver.runs.run import Run
+from dtkit.driver.runs.rundir import read_facts
 from dtkit.errors import InvalidInputError, did_you_mean
 from dtkit.events import OVER, LogBatch, Note, RankEnded, StepBatch, decode
 from dtkit.guard.record import RankRun, find_records
 from dtkit.options import RunOptions
 from dtkit.recipe import Recipe
-from dtkit.values import RunFacts
 
 if TYPE_CHECKING:
     from dtkit.events import Event
+    from dtkit.values import RunFacts
     from dtkit.views.comparison import Comparison
 
-__all__ = ["Runs", "load", "open_run", "read_facts", "runs"]
+__all__ = ["Runs", "load", "open_run", "runs"]
 
 _TAIL_BYTES = 65_536
 _CUT_SHORT = "the run has no end: its kernel or its engines were gone before it ended"
@@ -77,7 +77,8 @@ class Runs(Mapping[str, Run]):
         """Remove the folders of runs, with everything in them.
 
         Raises:
-            InvalidInputError: there is no such run, or one goes on; nothing is removed then.
+            InvalidInputError: there is no such run, or one goes on: nothing is removed then. Or a
+                folder cannot be removed.
         """
         folders = [self._find(name) for name in names]
         for folder in folders:
@@ -87,7 +88,11 @@ class Runs(Mapping[str, Run]):
                 msg = f"run {folder.name!r} goes on: {first}%dist_stop ends it, then delete it"
                 raise InvalidInputError(msg)
         for folder in folders:
-            shutil.rmtree(folder)
+            try:
+                shutil.rmtree(folder)
+            except OSError as error:  # another user's, or on a file system that is read-only
+                msg = f"run {folder.name!r} cannot be removed: {error}"
+                raise InvalidInputError(msg) from None
 
     def compare(self, *names: str) -> Comparison:
         """Return runs side by side: their curves in one picture, and in what they differ.
@@ -127,23 +132,6 @@ def runs(folder: str | Path | None = None) -> Runs:
     if folder is None:
         folder = session.runs_dir if session is not None else "dtkit_runs"
     return Runs(Path(folder).expanduser())
-
-
-def read_facts(folder: Path) -> RunFacts:
-    """Return what a run's `run.json` says.
-
-    Raises:
-        InvalidInputError: the folder holds no run.
-    """
-    try:
-        facts = json.loads((folder / "run.json").read_text())
-        known = {f.name: facts[f.name] for f in fields(RunFacts) if f.name in facts}
-        known |= {"name": folder.name, "dir": folder}
-        known |= {name: tuple(known[name]) for name in ("ranks", "notes") if name in known}
-        return RunFacts(**known)
-    except (OSError, ValueError, TypeError) as error:
-        msg = f"{folder} holds no run that can be read: {error}"
-        raise InvalidInputError(msg) from None
 
 
 def load(folder: str | Path) -> Run:

@@ -1,4 +1,4 @@
-"""A run's folder: made under a name of its own, and its facts written whole or not at all."""
+"""A run's folder: made under a name of its own; its facts written whole or not at all, and read."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import math
 import re
 import time
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from dtkit.errors import InvalidInputError
+from dtkit.values import RunFacts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from dtkit.driver.runs.run import Run
 
-__all__ = ["new_folder", "storing", "write_facts"]
+__all__ = ["new_folder", "read_facts", "storing", "write_facts"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -67,6 +68,23 @@ def _made(parent: Path, base: str) -> Path:
             number += 1
         else:
             return folder.resolve()
+
+
+def read_facts(folder: Path) -> RunFacts:
+    """Return what a run's `run.json` says.
+
+    Raises:
+        InvalidInputError: the folder holds no run.
+    """
+    try:
+        facts = json.loads((folder / "run.json").read_text())
+        known = {f.name: facts[f.name] for f in fields(RunFacts) if f.name in facts}
+        known |= {"name": folder.name, "dir": folder}
+        known |= {name: tuple(known[name]) for name in ("ranks", "notes") if name in known}
+        return RunFacts(**known)
+    except (OSError, ValueError, TypeError) as error:
+        msg = f"{folder} holds no run that can be read: {error}"
+        raise InvalidInputError(msg) from None
 
 
 def write_facts(run: Run) -> None:
