@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from IPython.core.error import UsageError
 
+from dtkit.driver.waiting import Interrupted
 from dtkit.errors import DtkitError, RankError, did_you_mean
 
 if TYPE_CHECKING:
@@ -117,8 +118,11 @@ def usage_errors(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
         except HelpShown:
             return None
-        except RankError:
+        except (RankError, Interrupted):
             raise
+        except KeyboardInterrupt:
+            msg = f"%{function.__name__} was not done to its end"
+            raise Interrupted(msg) from None
         except DtkitError as error:
             raise UsageError(str(error)) from None
 

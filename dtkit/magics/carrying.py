@@ -6,7 +6,7 @@ from IPython.core.error import UsageError
 from IPython.core.magic import line_magic, magics_class
 
 from dtkit._ranks import parse_ranks
-from dtkit.errors import InvalidInputError
+from dtkit.errors import InvalidInputError, did_you_mean
 from dtkit.magics.arguments import Parser, usage_errors
 from dtkit.magics.base import RANKS_HELP, DtkitMagics, say
 
@@ -24,8 +24,9 @@ class DistObjectMagics(DtkitMagics):
         args = PUSH.parse(line)
         missing = [name for name in args.names if name not in self.names]
         if missing:
+            hint = did_you_mean(missing[0], self.names)
             msg = f"%dist_push: no {', '.join(missing)} in the notebook"
-            raise UsageError(msg)
+            raise UsageError(f"{msg}; {hint}" if hint else msg)
         session = self.session
         ranks = parse_ranks(args.ranks, session.world_size)
         for sent in session.push({n: self.names[n] for n in args.names}, ranks=ranks):

@@ -34,6 +34,10 @@ _FINAL_DPI = 200
 _MAX_MORE_CHARTS = 8
 """About 15 kB each in the notebook; `history` has all."""
 _SECTION = "margin:0 0 10px 0"
+_NO_STEP = (
+    '<div style="font-size:13px">no optimizer made a step; '
+    "a cell that does not train runs under %%dist</div>"
+)
 
 
 def summary_bundle(
@@ -56,6 +60,8 @@ def summary_bundle(
     """
     from dtkit.views.chart import Chart  # matplotlib takes half a second
 
+    if view.state in OVER and not view.step:
+        return {"text/html": card(view, blocks, b""), "text/plain": summary_text(view, blocks)}
     chart, look = Chart(_FINAL_DPI), Look(log_scale=log_scale)
     png = chart.render(view, look)
     return {
@@ -68,20 +74,24 @@ def summary_bundle(
 def card(view: RunView, blocks: Sequence[OutputBlock], png: bytes, more_charts: str = "") -> str:
     """Return the run in one HTML block: state, numbers, chart, ranks, notes, logs.
 
-    While the run goes on nothing in it folds, because drawing again would fold it.
+    While the run goes on nothing in it folds, because drawing again would fold it. Of one that
+    ended without a step, it says that instead of numbers.
     """
     is_live = view.state not in OVER
     max_chars = _MAX_LIVE_LOG_CHARS if is_live else _MAX_LOG_CHARS
     logs = render.log_blocks(blocks, len(view.ranks), max_chars=max_chars, is_live=is_live)
-    sections = [
-        render.state_line(view),
-        render.error_text(view),
+    numbers = [
         render.tiles(view),
         render.metrics_line(view),
         _picture(png, alt_text(view)),
         more_charts if not is_live else "",
         ranks_panel(view),
         _all_ranks(view) if not is_live else "",
+    ]
+    sections = [
+        render.state_line(view),
+        render.error_text(view),
+        *(numbers if is_live or view.step else ["" if view.error else _NO_STEP]),
         render.notes_list(view) if view.remarks else "",
         logs if blocks else "",
     ]

@@ -40,6 +40,18 @@ def test_a_summary_has_every_curve_that_tells_something_folded() -> None:
     assert not any("earning rate" in alt for alt in alts)
 
 
+def test_a_run_without_a_step_says_so_instead_of_numbers() -> None:
+    ended = dataclasses.replace(make_empty_view(2), state="finished")
+    bundle = summary_bundle(ended, BLOCKS)
+    document = Document(str(bundle["text/html"]))
+    assert set(bundle) == {"text/html", "text/plain"}
+    assert "no optimizer made a step" in document.text
+    assert "epoch 1" in document.text
+    assert not {"img", "table"} & set(document.tags)
+    failed = dataclasses.replace(ended, state="failed", error="SyntaxError: here")
+    assert "optimizer" not in str(summary_bundle(failed, ())["text/html"])
+
+
 def test_what_is_not_ours_is_escaped_everywhere() -> None:
     rank = make_rank(0, host=HOSTILE, device=HOSTILE, state=HOSTILE)
     view = make_view(
