@@ -10,8 +10,10 @@ import contextlib
 import ctypes
 import itertools
 import os
+import shlex
 import signal
 import subprocess
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -88,6 +90,23 @@ class Host:
     def command(self, argv: Sequence[str]) -> list[str]:
         """Return what runs a command on this host; the process is the command itself."""
         return ["ip", "netns", "exec", self.namespace, *argv]
+
+    def booted(self, name: str, folder: Path, lines: Sequence[str]) -> list[str]:
+        """Return what runs a script on this host, under a name and with mounts of its own.
+
+        Args:
+            name: what the host calls itself there.
+            folder: for a file.
+            lines: of the script; the last one should begin with `exec`.
+        """
+        boot = folder / f"boot-{name}"
+        boot.write_text(f"{uuid.uuid4()}\n")  # hosts that were not started together
+        known_as = [
+            f"hostname {name}",
+            f"mount --bind {shlex.quote(str(boot))} /proc/sys/kernel/random/boot_id",
+        ]
+        script = "; ".join([*known_as, *lines])
+        return self.command(["unshare", "--uts", "--mount", "sh", "-ec", script])
 
 
 class Network:

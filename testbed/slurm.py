@@ -16,9 +16,11 @@ import psutil
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Slurm", "why_no_slurm"]
+__all__ = ["Slurm", "why_no_slurm", "why_no_torque"]
 
 _DAEMONS = ("munged", "slurmctld", "slurmd")
+_TORQUE = Path("/opt/slurm-wlm-torque/usr/bin")
+"""Where CI unpacks it: it cannot be installed beside Grid Engine, which has the same commands."""
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 5.0
 _POLL_S = 0.05
@@ -99,6 +101,15 @@ class Slurm:
                 self.run("scancel", f"--user={os.geteuid()}")
                 time.sleep(_POLL_S)
 
+    def torque(self) -> Path:
+        """Return a folder with PBS's commands for this cluster: Slurm's own qsub, qstat, qdel."""
+        folder = self._folder / "torque"
+        folder.mkdir()
+        for name in ("qsub", "qstat", "qdel"):
+            (folder / name).symlink_to(_TORQUE / name)
+        (folder / "sbatch").symlink_to(_path("sbatch"))  # looked for beside qsub
+        return folder
+
     @property
     def environment(self) -> dict[str, str]:
         """What Slurm's commands need to find this cluster."""
@@ -172,6 +183,12 @@ def why_no_slurm() -> str:
         return "Slurm's daemons need root here"
     missing = [name for name in _DAEMONS if not Path(_path(name)).exists()]
     return f"{', '.join(missing)} of Slurm and munge not installed" if missing else ""
+
+
+def why_no_torque() -> str:
+    """Return why there can be no PBS commands over Slurm here, "" if there can."""
+    missing = "" if (_TORQUE / "qsub").exists() else "slurm-wlm-torque is not unpacked in /opt"
+    return why_no_slurm() or missing
 
 
 def _path(name: str) -> str:

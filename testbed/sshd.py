@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -138,19 +137,16 @@ class SshHosts:
             "PermitRootLogin prohibit-password\nStrictModes no\nSubsystem sftp internal-sftp\n"
             f"SetEnv TMPDIR={self.temporary(name)} OMP_NUM_THREADS=1\n"
         )
-        script = [f"hostname {name}", "mkdir -p /run/sshd"]
+        script = ["mkdir -p /run/sshd"]
         startup = Path.home() / ".bashrc"
         if startup.exists():  # what this machine's user does at a login is not part of the test
             script.append(f"mount --bind /dev/null {shlex.quote(str(startup))}")
-        boot = self._folder / f"boot-{name}"
-        boot.write_text(f"{uuid.uuid4()}\n")  # hosts that were not started together
-        script.append(f"mount --bind {shlex.quote(str(boot))} /proc/sys/kernel/random/boot_id")
         if self._hidden is not None and name != self.names[0]:
             script.append(f"mount -t tmpfs none {shlex.quote(str(self._hidden))}")
         script.append(f"exec {_SSHD} -D -e -f {shlex.quote(str(config))}")
         with (self._folder / f"sshd-{name}.log").open("wb") as log:
             process = subprocess.Popen(
-                host.command(["unshare", "--uts", "--mount", "sh", "-ec", "; ".join(script)]),
+                host.booted(name, self._folder, script),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         self._servers.append(_Server(host, name, process))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +14,31 @@ from ipyparallel.cluster.launcher import (
     LocalEngineLauncher,
     LocalEngineSetLauncher,
 )
+from traitlets.log import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-__all__ = ["Controller", "EngineSet", "Launched"]
+__all__ = ["Controller", "EngineSet", "Launched", "relying_on_curve"]
+
+
+@contextlib.contextmanager
+def relying_on_curve() -> Iterator[None]:
+    """Keep a client from warning, in the user's cell, that it does not sign messages.
+
+    ipyparallel signs none where CurveZMQ authenticates who sends them.
+    """
+
+    def is_shown(record: logging.LogRecord) -> bool:
+        return "signing is disabled" not in record.msg
+
+    found = get_logger()  # the kernel's own
+    log = found.logger if isinstance(found, logging.LoggerAdapter) else found
+    log.addFilter(is_shown)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_shown)
 
 
 class _Engine(LocalEngineLauncher):  # type: ignore[misc]  # ipyparallel is untyped

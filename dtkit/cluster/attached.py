@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import ipyparallel as ipp
 
+from dtkit.cluster._launchers import relying_on_curve
 from dtkit.cluster.deaths import exit_text
 from dtkit.cluster.engines import Engines
 from dtkit.cluster.host import HostCluster
@@ -49,10 +50,11 @@ class AttachedCluster(HostCluster):
             msg = f"session {folder.name} has ended meanwhile; start anew with %dist_init"
             raise InvalidInputError(msg) from None
         try:
-            client = ipp.Client(
-                connection_info=str(self.dir / "security" / "ipcontroller-client.json"),
-                timeout=_CONNECT_TIMEOUT_S,
-            )
+            with relying_on_curve():
+                client = ipp.Client(
+                    connection_info=str(self.dir / "security" / "ipcontroller-client.json"),
+                    timeout=_CONNECT_TIMEOUT_S,
+                )
         except (OSError, TimeoutError) as error:
             self.give_back()
             msg = (

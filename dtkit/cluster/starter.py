@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.profiledir import ProfileDir
 
-from dtkit.cluster._launchers import Controller, EngineSet, Launched
+from dtkit.cluster._launchers import Controller, EngineSet, Launched, relying_on_curve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -91,7 +91,8 @@ class Starter:
 
     def connect(self) -> Any:
         """Return a client of the controller that was started."""
-        return self._cluster.connect_client_sync()
+        with relying_on_curve():
+            return self._cluster.connect_client_sync()
 
     def start_again(self, engine: int) -> None:
         """Start an engine under the id of one that has ended, whoever started that."""

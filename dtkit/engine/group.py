@@ -67,6 +67,8 @@ class Group:
     generation: int
     store: dist.TCPStore
     links: Links
+    host: str
+    """What tables call it: as the user does, or the launcher; several nodes can share a name."""
     on_release: list[Callable[[], None]] = field(default_factory=list)
     """Called by `release`: whoever lets this rank wait for others outside of collectives."""
     patches: ExitStack = field(default_factory=ExitStack)
@@ -142,7 +144,7 @@ def join(spec: dict[str, Any]) -> dict[str, Any]:
         dist.all_reduce(has_models)
     owner.group = Group(
         rank, int(spec["local_rank"]), world_size, device, spec["backend"],
-        int(spec["generation"]), store, links,
+        int(spec["generation"]), store, links, str(spec["host"]) or platform.node(),
     )  # fmt: skip
     owner.group.patches.enter_context(links.recording_groups())
     replicas.attach(owner.detached)
@@ -156,7 +158,7 @@ def join(spec: dict[str, Any]) -> dict[str, Any]:
     status.install(owner)
     completion.install(owner)
     where.install(owner)
-    facts = _facts(owner.group, str(spec["host"]))
+    facts = _facts(owner.group)
     owner.on("about", lambda _request: {"facts": facts, "generation": generation_of(owner)})
     return facts
 
@@ -270,12 +272,12 @@ def _name_everything(group: Group) -> None:
     shell.user_ns_hidden.update(given, _dtkit_given=given)
 
 
-def _facts(group: Group, host: str) -> dict[str, Any]:
+def _facts(group: Group) -> dict[str, Any]:
     is_cuda = group.device.type == "cuda"
     return {
         "rank": group.rank,
         "pid": os.getpid(),
-        "host": host or platform.node(),
+        "host": group.host,
         "device": str(group.device),
         "device_name": torch.cuda.get_device_name(group.device) if is_cuda else _cpu_name(),
         "torch": str(torch.__version__),  # a class of torch's own, which the driver would load

@@ -7,7 +7,6 @@ the cell, whatever became of it and of the driver.
 from __future__ import annotations
 
 import os
-import platform
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -103,6 +102,11 @@ class ActiveRun:
     def rank(self) -> int:
         """This rank, in the whole group."""
         return self._group.rank
+
+    @property
+    def host(self) -> str:
+        """What this rank's host is called."""
+        return self._group.host
 
     @property
     def device(self) -> torch.device:
@@ -225,7 +229,7 @@ class ActiveRun:
             part.begin()
         self.recorder.emit(
             RankStarted(
-                self._group.rank, os.getpid(), platform.node(), str(self._group.device),
+                self._group.rank, os.getpid(), self.host, str(self._group.device),
                 time.time(),
             )
         )  # fmt: skip

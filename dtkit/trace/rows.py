@@ -168,7 +168,7 @@ class RankTrace:
 
 
 def names_of(traces: Iterable[RankTrace]) -> dict[int, str]:
-    """Return what ranks are called: with what their hosts call themselves, if there are several."""
+    """Return what ranks are called: with their hosts, if there are several."""
     hosts = {trace.head.rank: trace.head.host for trace in traces}
     has_several = len(set(hosts.values())) > 1
     return {r: f"rank {r} on {host}" if has_several else f"rank {r}" for r, host in hosts.items()}

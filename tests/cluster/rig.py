@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import ast
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 
+import dtkit
+from dtkit.guard.processes import Identity
 from dtkit.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-    import dtkit
     from dtkit.driver.runs.run import Run
+    from dtkit.launch import Launch
     from dtkit.options import RunOptions
 
 # Any: what a cell leaves in its namespace.
@@ -82,6 +87,38 @@ def hold(run: Run, steps: Iterator[None]) -> float:
         next(steps)
         run.requests.alarm.wait(0.02)
     return time.monotonic() - begun_s
+
+
+def train_on_two_nodes(
+    launch: Launch, num_ranks: int, cell: str, digits: dict[str, Any], runs_dir: Path
+) -> Iterator[dtkit.Session]:
+    """Yield a session on two agents in which a cell was trained as one device does it."""
+    session = dtkit.Session.start(num_ranks, launch=launch, devices="cpu", runs_dir=runs_dir)
+    with session:
+        per_node = num_ranks // 2
+        assert [slot.local_rank for slot in session.slots] == [*range(per_node)] * 2
+        assert len({slot.host for slot in session.slots}) == 2
+        session.execute(DIGITS)
+        rig = Rig(session, digits)
+        run = rig.train(cell)
+        assert relative_error(run.history["loss"], rig.plain(cell)["losses"]) < 1e-5
+        assert [rank.host for rank in run.view().ranks] == [slot.host for slot in session.slots]
+        pids = {*session.pids(), *(status.pid for status in session.status())}
+        yield session
+    assert not [pid for pid in pids if Identity.of(pid)]
+
+
+def take_back_while_it_waits(launch: Launch, waits: str, runs_dir: Path) -> None:
+    """Start a session whose job waits, and press ■ when the line under the cell says so."""
+
+    def show(stage: str) -> None:
+        if re.search(waits, stage):
+            raise KeyboardInterrupt  # ■
+
+    with pytest.raises(KeyboardInterrupt):
+        dtkit.Session.start(
+            2, launch=launch, devices="cpu", runs_dir=runs_dir, on_stage=show
+        ).close()
 
 
 def relative_error(curve: Any, expected: Any) -> float:

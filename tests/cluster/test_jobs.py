@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from rig import DIGITS, Rig, relative_error
+from rig import (
+    DIGITS,
+    Rig,
+    relative_error,
+    take_back_while_it_waits,
+    train_on_two_nodes,
+)
 from test_ssh import CELL
 
 import dtkit
 from dtkit.errors import InvalidInputError, RankError, StartError
 from dtkit.guard.processes import Identity
 from dtkit.launch import Launch
-from testbed.slurm import Slurm, why_no_slurm
+from testbed.slurm import Slurm, why_no_slurm, why_no_torque
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,16 +92,8 @@ def rig(
 @pytest.mark.skipif(bool(why_no_slurm()), reason=why_no_slurm() or "-")
 def test_a_job_that_waits_says_so_and_can_be_taken_back(slurm: Slurm, place: Path) -> None:
     slurm.run("sbatch", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 60")
-    stages: list[str] = []
-
-    def show(stage: str) -> None:
-        stages.append(stage)
-        if "Resources, place 1 of 1" in stage:
-            raise KeyboardInterrupt  # ■
-
     launch = Launch(engines="slurm", interface="lo", nodes=2)
-    with pytest.raises(KeyboardInterrupt):
-        dtkit.Session.start(2, launch=launch, devices="cpu", runs_dir=place, on_stage=show)
+    take_back_while_it_waits(launch, "Resources, place 1 of 1", place)
     assert "dtkit" not in slurm.run("squeue", "--format=%j")
     slurm.run("scancel", "--user=root")
 
@@ -108,6 +107,18 @@ def test_a_job_that_slurm_does_not_take(slurm: Slurm, place: Path) -> None:  # n
 
 
 PROFILES = {
+    "pbs": '''
+c.Cluster.engine_launcher_class = "pbs"
+c.PBSEngineSetLauncher.batch_template = """#!/bin/sh
+#PBS -V
+#PBS -N dtkit
+#PBS -t 1-{n}
+#PBS -l nodes=1:ppn=2
+#PBS -j oe
+#PBS -o {output_file}
+exec {program_and_args}
+"""
+''',
     "site": """
 c.Cluster.engine_launcher_class = "slurm"
 c.SlurmLauncher.queue = "lab"
@@ -144,6 +155,22 @@ def test_a_profiles_batch_launcher_starts_the_agents(
     train_through("site", "lo", profiles, place, digits)
 
 
+@pytest.mark.long
+@pytest.mark.slurm
+@pytest.mark.skipif(bool(why_no_torque()), reason=why_no_torque() or "-")
+def test_pbs_commands_start_the_agents(
+    slurm: Slurm, profiles: Path, place: Path, digits: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("PATH", f"{slurm.torque()}:{os.environ['PATH']}")
+    slurm.run("sbatch", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 60")
+    launch = Launch(engines="profile", profile="pbs", nodes=2, interface="lo")
+    take_back_while_it_waits(launch, r"PBS job \d+ waits \(Q\)", place)
+    assert "dtkit" not in slurm.run("squeue", "--format=%j")
+    slurm.run("scancel", "--user=root")
+    train_through("pbs", "lo", profiles, place, digits)
+
+
 def test_a_profiles_local_launcher_starts_the_agents(
     profiles: Path, place: Path, digits: dict[str, Any]
 ) -> None:
@@ -153,19 +180,13 @@ def test_a_profiles_local_launcher_starts_the_agents(
 def train_through(
     name: str, interface: str, profiles: Path, place: Path, digits: dict[str, Any]
 ) -> None:
-    """Train as one device does on two agents that a profile's launcher starts; leave nothing."""
+    """Train on two agents that a profile's launcher starts; leave nothing."""
     launch = Launch(engines="profile", profile=name, nodes=2, interface=interface)
-    session = dtkit.Session.start(4, launch=launch, devices="cpu", runs_dir=place / "runs")
-    with session:
-        assert [slot.local_rank for slot in session.slots] == [0, 1, 0, 1]
-        assert len({slot.host for slot in session.slots}) == 2
-        session.execute(DIGITS)
-        rig = Rig(session, digits)
-        assert relative_error(rig.train(CELL).history["loss"], rig.plain(CELL)["losses"]) < 1e-5
-        pids = {*session.pids(), *(status.pid for status in session.status())}
-    assert not [pid for pid in pids if Identity.of(pid)]
+    for _session in train_on_two_nodes(launch, 4, CELL, digits, place / "runs"):
+        pass
     assert list((place / "tmp").glob("dtkit-*")) == []
-    assert list((profiles / f"profile_{name}/security").iterdir()) == []
+    for folder in ("security", "log"):
+        assert list((profiles / f"profile_{name}" / folder).glob("*")) == []
 
 
 def test_a_profile_that_cannot_be_used(profiles: Path, place: Path) -> None:
@@ -173,7 +194,7 @@ def test_a_profile_that_cannot_be_used(profiles: Path, place: Path) -> None:
     for name, fix in {
         "fixed": "write {program_and_args} in place of ipengine",
         "empty": "has no ipcluster_config.py that names a launcher",
-        "other": "no such profile in .*, only empty, fixed, here, site; `ipython profile create",
+        "other": "no such profile in .*, only empty, fixed, here, pbs, site; `ipython profile",
     }.items():
         launch = Launch(engines="profile", profile=name, interface="lo")
         with pytest.raises(InvalidInputError, match=fix):

@@ -129,9 +129,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "dtkit.views.plot": ("matplotlib", *MAY_VIEW),
     "dtkit.views.picture": ("ipywidgets", *MAY_VIEW),
     "dtkit.views.zoom": ("anywidget", "traitlets", "dtkit.trace", *MAY_VIEW),
-    # IPython's profile folders belong to the interface of ipyparallel's launchers.
+    # IPython's profile folders belong to the interface of ipyparallel's launchers, and what its
+    # client logs goes to the kernel's own log, which traitlets knows.
     "dtkit.cluster": (
         "ipyparallel",
+        "traitlets.log",
         "psutil",
         "zmq",
         "IPython.core.profiledir",

@@ -14,6 +14,7 @@ from ipyparallel.cluster.launcher import MPIEngineSetLauncher, SlurmEngineSetLau
 
 from dtkit.cluster.remote.fleet import agent_command, agent_environment
 from dtkit.cluster.remote.network import address_towards, only_address
+from dtkit.cluster.remote.queues import waiting_words, words_of
 from dtkit.errors import StartError
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MpiFleet", "SlurmFleet"]
 
-_TIMEOUT_S = 20.0
-_WAITING = ("PENDING", "CONFIGURING")
 _ENV = ("DTKIT_AGENT", "IPP_CONNECTION_INFO")
 
 # Any, below: ipyparallel is untyped.
@@ -108,7 +107,7 @@ class MpiFleet:
         """Let the job end; its process is this host's, and ended with the session's others."""
 
 
-class _Sbatch(SlurmEngineSetLauncher):  # type: ignore[misc]  # ipyparallel is untyped
+class _SlurmEngineSetLauncher(SlurmEngineSetLauncher):  # type: ignore[misc]  # ipyparallel is untyped
     """Submit the agents as a job, quietly: what sbatch says goes into the error."""
 
     def _run_command(self, command: list[str], **kwargs: Any) -> Any:
@@ -147,7 +146,7 @@ class SlurmFleet:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         lines = [f"#SBATCH {word}" for word in self._options()]
         command = shlex.join(agent_command(self._launch))
-        self._launcher = _Sbatch(
+        self._launcher = _SlurmEngineSetLauncher(
             work_dir=str(self._folder), profile_dir=str(self._folder), log=log,
             environment=agent_environment(options, info), output_file=str(self._log),
             batch_template="\n".join([
@@ -166,23 +165,7 @@ class SlurmFleet:
 
     def waits_for(self) -> str:
         """Return the job's place in the queue."""
-        words = ["squeue", "--noheader", "--states=all", f"--jobs={self._launcher.job_id}"]
-        state, _, rest = _output([*words, "--format=%T|%r|%P|%S"]).partition("|")
-        if state == "RUNNING":
-            return ""
-        if state not in _WAITING:
-            msg = f"Slurm job {self._launcher.job_id} is {state or 'gone'}: {self.log(0)[-1000:]}"
-            raise StartError(msg)
-        reason, partition, begin = (*rest.split("|"), "", "", "")[:3]
-        queue = _output([
-            "squeue", "--noheader", "--states=PENDING", f"--partition={partition}",
-            "--sort=-p,i", "--format=%i",
-        ]).split()  # fmt: skip
-        place = ""
-        if self._launcher.job_id in queue:
-            place = f", place {queue.index(self._launcher.job_id) + 1} of {len(queue)}"
-        when = "" if begin in ("N/A", "") else f", expected to start {begin}"
-        return f"job {self._launcher.job_id} waits ({reason}{place}{when}); ■ takes it back"
+        return waiting_words(self._launcher, lambda: self.log(0))
 
     def log(self, _number: int) -> str:
         """Return what the job has printed."""
@@ -194,7 +177,7 @@ class SlurmFleet:
         """End the job, unless its agents do: scancel would not let them clean up."""
         if self._launcher is not None and self._launcher.job_id:
             if len(closed) < self.num_agents:
-                _output(["scancel", self._launcher.job_id])
+                words_of(["scancel", self._launcher.job_id])
             with contextlib.suppress(OSError):
                 self._log.unlink()
 
@@ -214,13 +197,3 @@ class SlurmFleet:
 def _mpirun() -> str:
     """Return mpirun's path: that of the machine, or one that pip has put beside Python."""
     return shutil.which("mpirun") or str(Path(sys.executable).with_name("mpirun"))
-
-
-def _output(command: list[str]) -> str:
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S
-        )
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip()

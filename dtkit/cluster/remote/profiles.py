@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import json
 import os
@@ -13,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ipyparallel as ipp
-from ipyparallel.cluster.launcher import BatchSystemLauncher, LauncherError
+from ipyparallel.cluster.launcher import BatchSystemLauncher, LauncherError, SGELauncher
 from IPython.core.profiledir import ProfileDir, ProfileDirError
 from IPython.paths import get_ipython_dir
 
 from dtkit.cluster.remote.fleet import AGENT
 from dtkit.cluster.remote.network import only_address
+from dtkit.cluster.remote.queues import waiting_words
 from dtkit.cluster.remote.told import write_told
 from dtkit.errors import InvalidInputError, StartError
 
@@ -57,6 +59,8 @@ class ProfileFleet:
         )
         self._launcher: Any = None
         self._told = profile_dir / "security" / f"{folder.name}.json"
+        # Where a job can write: nodes need not see the session's folder.
+        self._log = profile_dir / "log" / f"{folder.name}.log"
         self.num_agents: int = max(1, launch.nodes)
         self.pids: list[int] = []
 
@@ -72,7 +76,13 @@ class ProfileFleet:
             work_dir=str(self._folder), parent=self._cluster, log=log, cluster_id="",
             profile_dir=str(self._folder), engine_set_id=self._folder.name,
         )  # fmt: skip
-        _check_template(launcher)
+        if isinstance(launcher, BatchSystemLauncher):
+            _check_template(launcher)
+            if isinstance(launcher, SGELauncher):  # it has PBS's line, a comment to Grid Engine
+                launcher.output_template = "#$ -j y\n#$ -o {output_file}"
+            self._log.parent.mkdir(exist_ok=True)
+            launcher.output_file = str(self._log)
+            launcher._run_command = _quiet(launcher._run_command)  # noqa: SLF001  no public way
         command = list(launcher.engine_cmd)
         python = command[0] if command[1:] == _ENGINE else sys.executable
         launcher.engine_cmd = [self._launch.python or python, *AGENT]
@@ -84,21 +94,22 @@ class ProfileFleet:
                 asyncio.run(_result(started))
             self._launcher = launcher
         except (OSError, LauncherError, subprocess.CalledProcessError) as error:
-            words = getattr(error, "output", b"") or b""
+            words = getattr(error, "stderr", b"") or getattr(error, "output", b"") or b""
             name, said = type(launcher).__name__, words.decode(errors="replace").strip()
             msg = f"{name} of profile {self._launch.profile} failed: {said or error}"
             raise StartError(msg) from error
 
     def waits_for(self) -> str:
         """Return what the agents wait for; empty: they should be here soon."""
-        job = getattr(self._launcher, "job_id", "")
-        name = type(self._launcher).__name__.removesuffix("EngineSetLauncher")
-        return f"{name} job {job} has not started; ■ takes it back" if job else ""
+        if not isinstance(self._launcher, BatchSystemLauncher):
+            return ""
+        return waiting_words(self._launcher, lambda: self.log(0))
 
     def log(self, _number: int) -> str:
         """Return what the agents have printed, where the launcher keeps it."""
         texts = []
-        for path in sorted((self._folder / "log").glob("*")):
+        own = (p for p in (self._folder / "log").glob("*") if not p.name.startswith("ipcontroller"))
+        for path in (*sorted(own), self._log):
             with contextlib.suppress(OSError):
                 texts.append(path.read_text(errors="replace")[-_NUM_LOG_BYTES:])
         return "\n".join(texts)
@@ -111,6 +122,12 @@ class ProfileFleet:
                 stopped = self._launcher.stop()
                 if inspect.isawaitable(stopped):
                     asyncio.run(_result(stopped))
+        self._log.unlink(missing_ok=True)
+
+
+def _quiet(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Let what a command says go into the error instead of the kernel's own log."""
+    return functools.partial(run, stderr=subprocess.PIPE)
 
 
 async def _result(started: Any) -> Any:
@@ -144,8 +161,6 @@ def _profile_dir(name: str) -> Path:
 
 
 def _check_template(launcher: Any) -> None:
-    if not isinstance(launcher, BatchSystemLauncher):
-        return
     template = launcher.batch_template
     if not template and launcher.batch_template_file:
         template = Path(launcher.batch_template_file).read_text()

@@ -10,7 +10,6 @@ host waited; what the device did meanwhile is for `--profile` to show.
 from __future__ import annotations
 
 import contextlib
-import platform
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -62,7 +61,7 @@ class Timeline(Part):
             self._offset = measure_offset(run.rank, run.ranks)
         now_ns = time.perf_counter_ns()
         head = Head(
-            rank=run.rank, ranks=run.ranks, host=platform.node(), device=str(run.device),
+            rank=run.rank, ranks=run.ranks, host=run.host, device=str(run.device),
             backend=run.backend, start_unix_s=time.time(), start_ns=now_ns,
             offset_ns=self._offset.offset_ns, error_ns=self._offset.error_ns,
             mark_cycles=self._mark_cycles,
