@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dtkit.engine.group import Group
     from dtkit.events import Event
 
-__all__ = ["Agent", "agent", "install"]
+__all__ = ["Agent", "agent", "current_run", "install"]
 
 Request = dict[str, Any]  # Any: JSON
 
@@ -252,6 +252,17 @@ def agent() -> Agent:
         msg = "this process is not an engine that dtkit started"
         raise RuntimeError(msg)
     return found  # type: ignore[no-any-return]
+
+
+def current_run() -> Any:  # Any: ActiveRun, whose module loads torch
+    """Return the run that is active on this rank, None if there is none.
+
+    Nor is there one in a plain process, such as a script under torchrun.
+    """
+    try:
+        return agent().run
+    except RuntimeError:
+        return None
 
 
 def drain_descriptors() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["current_run", "log"]
+from dtkit.engine.agent import current_run
+
+__all__ = ["log"]
 
 
 def log(**metrics: Any) -> None:  # Any: a number, or a tensor with one element
@@ -30,13 +32,3 @@ def log(**metrics: Any) -> None:  # Any: a number, or a tensor with one element
         run.recorder.log(
             {k: v.detach() if hasattr(v, "detach") else float(v) for k, v in metrics.items()}
         )
-
-
-def current_run() -> Any:  # Any: ActiveRun, whose module loads torch
-    """Return this rank's run; None outside one, in an engine or not."""
-    from dtkit.engine.agent import agent  # IPython is loaded only where it runs
-
-    try:
-        return agent().run
-    except RuntimeError:
-        return None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from dtkit.checkpoint_files import Manifest, newest
-from dtkit.engine.agent import agent
+from dtkit.engine.agent import current_run
 from dtkit.engine.checkpointing.ranks import Ranks
 from dtkit.engine.checkpointing.read import load
 from dtkit.engine.checkpointing.write import Writer
@@ -127,8 +127,4 @@ def _step_after(folder: Path) -> int:
 
 
 def _current() -> Checkpoints | None:
-    try:
-        run = agent().run
-    except RuntimeError:  # a plain process
-        return None
-    return getattr(run, "checkpoints", None)
+    return getattr(current_run(), "checkpoints", None)

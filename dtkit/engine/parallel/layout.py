@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from dtkit.engine.agent import agent
+from dtkit.engine.agent import agent, current_run
 from dtkit.engine.living import alive
 from dtkit.errors import InvalidInputError
 from dtkit.strategy import Strategy
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = [
     "MARK",
     "Layout",
-    "current_run",
     "group_here",
     "laid_out",
     "layout_of",
@@ -241,14 +240,6 @@ def layout_of(models: Iterable[nn.Module]) -> Layout | None:
             if layout is not None:
                 return layout  # type: ignore[no-any-return]  # we put it there
     return None
-
-
-def current_run() -> Any:
-    """Return the run that is active on this rank, None if there is none."""
-    try:
-        return agent().run
-    except RuntimeError:  # a plain process, such as a script under torchrun
-        return None
 
 
 def group_here(what: str) -> dist.ProcessGroup:
