@@ -174,7 +174,7 @@ for _ in range(4):
     hvd.allreduce(torch.ones(1))
     hvd.shutdown()
     after.append(held())
-assert len(set(after)) == 1, after
+assert len(set(after[1:])) == 1, after  # the first takes away what was left before
 """)
 
 
