@@ -261,11 +261,14 @@ class Adoption:
     def _synchronize(self, entry: Adopted, params: list[torch.Tensor], wire: Wire) -> None:
         own, models = {id(p) for p in params}, entry.models
         memory = self._wire.memory.state(params)
+        sparse = [p for p in sparse_parameters(models) if id(p) in own]
+        if wire.momentum is not None:
+            wire.momentum.excuse([*sparse, *(p for p in params if not p.is_floating_point())])
         synchronizer = GradSynchronizer(
             params,
             wire,
             self.passes,
-            sparse=[p for p in sparse_parameters(models) if id(p) in own],
+            sparse=sparse,
             tensors=lambda: running_statistics(models),
         )
         self.num_averaged += not entry.synchronizers

@@ -225,3 +225,24 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     run = rig2.session.train(LIVES_ON, recipe=Recipe(compress="int8"))
     assert any("communication hook of its own" in note for note in run.notes)
     assert np.isnan(run.history["sent_bytes"]).all()
+
+
+SPARSE = """
+torch.manual_seed(0)
+table, out = nn.Embedding(17 * 64, 10, sparse=True), nn.Linear(10, 10)
+optimizer = torch.optim.SGD([*table.parameters(), *out.parameters()], lr=0.5, momentum=0.9)
+codes = X.round().long().clamp(0, 16) + 17 * torch.arange(64)
+for i in range(20):
+    loss = cross_entropy(out(table(codes[rank::2]).mean(1)), y[rank::2])
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+
+
+def test_sparse_gradients_keep_their_momentum(rig2: Rig) -> None:
+    """They travel uncompressed; and all of a gradient, by topk, is the gradient."""
+    plain = rig2.session.train(SPARSE).history["loss"]
+    compressed = rig2.session.train(SPARSE, recipe=Recipe(compress="topk:1.0")).history["loss"]
+    assert plain[-1] < plain[0]
+    np.testing.assert_allclose(compressed, plain, rtol=1e-4)

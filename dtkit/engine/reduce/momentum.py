@@ -10,7 +10,7 @@ from torch.optim import SGD, Optimizer
 from dtkit.engine.models import averages_itself
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import torch
 
@@ -37,7 +37,7 @@ class MomentumCorrection:
 
         def momentum() -> float:
             optimizer = found[0]() if found else None
-            if optimizer is None:
+            if optimizer is None or optimizer not in self._optimizers:
                 optimizer = self._owner(own())
                 found[:] = [] if optimizer is None else [ref(optimizer)]
             groups = optimizer.param_groups if optimizer is not None else []
@@ -58,6 +58,13 @@ class MomentumCorrection:
         # A compressor adds whole gradients up: damped ones would have another length.
         if is_sgd and not any(group["dampening"] for group in optimizer.param_groups):
             self._optimizers.add(optimizer)
+
+    def excuse(self, params: Iterable[torch.Tensor]) -> None:
+        """Let the optimizers of parameters that no compressor sees keep their momentum."""
+        for param in params:
+            owner = self._owner(param)
+            if owner is not None:
+                self._optimizers.discard(owner)
 
     def _owner(self, param: torch.Tensor | None) -> Optimizer | None:
         for optimizer in self._optimizers:
