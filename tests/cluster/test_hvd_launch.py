@@ -220,6 +220,10 @@ def test_a_function_runs_on_ranks_and_returns_its_results(script: Path) -> None:
         (["-H", "localhost:two", "python", "x.py"], "localhost: 'two' is no number of slots"),
         (["--hostfile", "/nowhere", "python", "x.py"], "--hostfile: "),
         (["-np", "2", "/nowhere/python", "x.py"], "/nowhere/python cannot be started: No such"),
+        (
+            ["-np", "2", "--output-filename", "/dev/null", "python", "x.py"],
+            "/dev/null/rank.0/stdout cannot be written (Not a directory): give --output-filename",
+        ),
     ],
 )
 def test_a_command_line_that_cannot_be_names_the_fix(
@@ -227,6 +231,18 @@ def test_a_command_line_that_cannot_be_names_the_fix(
 ) -> None:
     assert main(words) == 2
     assert text in capsys.readouterr().err
+
+
+def test_ranks_go_on_when_their_output_can_no_longer_be_kept(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rank.0").mkdir()
+    (tmp_path / "rank.0/stdout").symlink_to("/dev/full")
+    words = ["-np", "1", "--output-filename", str(tmp_path), sys.executable, "-c"]
+    assert main([*words, "for i in range(3000): print(i, 'x' * 100)"]) == 0
+    shown = capfd.readouterr()
+    assert shown.out.count("[0]<stdout>:") == 3000
+    assert shown.err.count("its output is not kept any more: No space left on device") == 1
 
 
 def test_check_build_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:

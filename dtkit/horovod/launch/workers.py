@@ -54,7 +54,7 @@ class Workers:
         is_quiet: whether output is not shown.
 
     Raises:
-        InvalidInputError: the command cannot be started.
+        InvalidInputError: the command cannot be started, or output cannot be kept.
     """
 
     def __init__(
@@ -76,6 +76,9 @@ class Workers:
         try:
             for number in range(num_workers):
                 self.workers.append(self._start(number, num_workers))
+        except InvalidInputError:
+            self.stop()
+            raise
         except OSError as error:
             self.stop()
             msg = f"{self._command[0]} cannot be started: {error.strerror}"
@@ -145,33 +148,49 @@ class Workers:
             "PYTHONUNBUFFERED": "1",
             world.WORKER: rank,
         }
-        process = subprocess.Popen(
-            self._command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        with contextlib.ExitStack() as stack:
+            files = {name: self._kept_file(number, name, stack) for name in ("stdout", "stderr")}
+            process = subprocess.Popen(
+                self._command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+            stack.pop_all()  # the readers close them
         readers = tuple(
-            self._reader(number, name, stream)
+            self._reader(number, name, stream, files[name])
             for name, stream in (("stdout", process.stdout), ("stderr", process.stderr))
             if stream is not None
         )
         return Worker(number, process, readers)
 
-    def _reader(self, number: int, name: str, stream: IO[bytes]) -> threading.Thread:
-        thread = threading.Thread(target=self._pass_on, args=(number, name, stream), daemon=True)
+    def _kept_file(self, number: int, name: str, stack: contextlib.ExitStack) -> IO[bytes] | None:
+        if self._output_dir is None:
+            return None
+        path = self._output_dir / f"rank.{number}" / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return stack.enter_context(path.open("wb", buffering=0))
+        except OSError as error:
+            msg = f"{path} cannot be written ({error.strerror}): give --output-filename a folder"
+            raise InvalidInputError(msg) from None
+
+    def _reader(
+        self, number: int, name: str, stream: IO[bytes], kept: IO[bytes] | None
+    ) -> threading.Thread:
+        thread = threading.Thread(
+            target=self._pass_on, args=(number, name, stream, kept), daemon=True
+        )
         thread.start()
         return thread
 
-    def _pass_on(self, number: int, name: str, stream: IO[bytes]) -> None:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(stream)
-            kept: IO[bytes] | None = None
-            if self._output_dir is not None:
-                folder = self._output_dir / f"rank.{number}"
-                folder.mkdir(parents=True, exist_ok=True)
-                kept = stack.enter_context((folder / name).open("wb"))
+    def _pass_on(self, number: int, name: str, stream: IO[bytes], kept: IO[bytes] | None) -> None:
+        with stream, kept or contextlib.nullcontext():
             for line in stream:
                 if kept is not None:
-                    kept.write(line)
-                    kept.flush()
+                    try:
+                        kept.write(line)
+                    except OSError as error:  # a rank must not end because the disk is full
+                        text = f"its output is not kept any more: {error.strerror}\n"
+                        self._show(number, "stderr", text.encode())
+                        kept = None
                 if not self._is_quiet:
                     self._show(number, name, line)
 
