@@ -99,6 +99,16 @@ def _keep_guardian() -> None:
         threading.Thread(target=keep_posted, args=(Path(folder),), name=name, daemon=True).start()
 
 
+def _let_children_end() -> None:
+    """Let a forked child end by SIGTERM, as one of any process does.
+
+    It has inherited the engine's handler, which stops a loop that does not run there: whoever
+    ends it (`multiprocessing.Pool`, a DataLoader) would wait for ever.
+    """
+    if getattr(signal.getsignal(signal.SIGTERM), "__name__", "") == "_signal_stop":
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def main() -> None:
     """Run the engine until it is told to stop."""
     _end_with_parent()
@@ -109,6 +119,7 @@ def main() -> None:
     logging.raiseExceptions = False
     # Cells get KeyboardInterrupt, as ipykernel arranges; between them one would end the engine.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.register_at_fork(after_in_child=_let_children_end)
     threading.Thread(target=_preload, name="dtkit-preload", daemon=True).start()
     _let_cells_await()
     _engine_class().launch_instance()  # type: ignore[attr-defined]

@@ -267,6 +267,20 @@ os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     assert_all_is_well(prepared)
 
 
+def test_a_child_of_a_cell_ends_by_sigterm(prepared: dtkit.Session) -> None:
+    """It would keep the engine's own handler, and whoever ends a pool wait for ever."""
+    cell = """\
+import time
+from multiprocessing import Process
+child = Process(target=time.sleep, args=(600,))
+child.start()
+child.terminate()
+child.join()
+child.exitcode
+"""
+    assert prepared.execute(cell).results == dict.fromkeys(range(4), "-15")
+
+
 def test_a_thread_in_a_collective_is_freed_with_the_group(prepared: dtkit.Session) -> None:
     prepared.execute("""\
 import threading
