@@ -139,6 +139,22 @@ def test_a_stall_is_said_and_names_who_has_not_arrived() -> None:
     assert "rank 1 is in Python (cell line 5, 40 s)" in text
 
 
+def test_who_waits_for_a_rank_that_has_ended_the_cell_is_named_after_some_seconds() -> None:
+    class Rank1HasEnded(Rank1IsLate):
+        def control(self, operation: str, *, timeout_s: float) -> dict[int, dict[str, object]]:
+            return {**super().control(operation, timeout_s=timeout_s), 1: {"state": "idle"}}
+
+    text = (
+        "no step for 6.0 s: the cell has ended on rank 1, and rank 0 waits in vain in "
+        "all_reduce #3 (cell line 9): it makes more steps there. ■ twice frees all"
+    )
+    for idle_s, expected in ((4.0, ""), (6.0, text)):
+        run = FakeRun(idle_s, 100.0)
+        StallWatch(Rank1HasEnded(), run).look()  # type: ignore[arg-type]
+        assert run.said == [expected]
+    assert look([(6.0, 100.0)]) == [""]
+
+
 def test_the_ranks_are_not_asked_all_the_time() -> None:
     engines = Rank1IsLate()
     watch = StallWatch(engines, FakeRun(45.0, 100.0))  # type: ignore[arg-type]
