@@ -136,8 +136,11 @@ def locate(runs_dir: Path, text: str) -> Path:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints."""
+    """Remove all but the newest `keep` checkpoints; of a link, not what it leads to."""
     for path in whole(folder)[:-keep]:
+        if path.is_symlink():
+            path.unlink()
+            continue
         (path / _MANIFEST).unlink()  # first, so that what is half removed is no checkpoint
         shutil.rmtree(path)
 

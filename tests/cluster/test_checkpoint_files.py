@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,9 +19,10 @@ import torch
 
 import dtkit
 from dtkit.checkpoint_files import whole
+from dtkit.engine.checkpointing.pending import Pending
 from dtkit.engine.checkpointing.ranks import Ranks
 from dtkit.engine.checkpointing.read import _Unpickler
-from dtkit.engine.checkpointing.write import Pending, Writer
+from dtkit.engine.checkpointing.write import Writer
 from dtkit.errors import CheckpointError
 
 KILLED = """
@@ -76,6 +78,23 @@ def test_a_disk_that_is_full_leaves_the_one_before(
     with pytest.raises(CheckpointError, match=r"step 1 .* rank 0: .*No space left on device"):
         dtkit.checkpoint(tmp_path, model=model)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000000"]
+
+
+def test_an_old_one_that_cannot_be_removed_is_no_failure_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, parts = Writer(tmp_path, 1, Ranks(None), lambda _: None), {"m": torch.nn.Linear(4, 1)}
+    writer.save(parts, {}, step=1, epoch=0).wait()
+
+    def busy(path: Path, *, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(16, os.strerror(16), str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    pending = writer.save(parts, {}, step=2, epoch=0)
+    with pytest.raises(CheckpointError, match=r"step 2 was written, but an older one .* busy"):
+        pending.wait()
+    assert whole(tmp_path) == [pending.path]
 
 
 def test_an_index_that_asks_for_code_is_refused(tmp_path: Path) -> None:

@@ -53,6 +53,17 @@ def test_steps_are_in_order_and_the_newest_stay(tmp_path: Path) -> None:
     assert whole(tmp_path) == written[2:] == sorted(tmp_path.iterdir(), key=str)
 
 
+def test_what_was_moved_elsewhere_stays_there(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    first, second = write(folder, 1), write(folder, 2)
+    first.rename(elsewhere)
+    first.symlink_to(elsewhere)
+    prune(folder, 1)
+    assert list(folder.iterdir()) == [second]
+    assert whole(tmp_path) == []
+    assert newest(elsewhere) == elsewhere
+
+
 def test_a_name_a_path_or_the_last(tmp_path: Path) -> None:
     one = write(tmp_path / "one" / FOLDER, 5, time_unix_s=2.0)
     two = write(tmp_path / "two" / FOLDER, 9, time_unix_s=1.0)

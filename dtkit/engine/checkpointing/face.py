@@ -17,7 +17,7 @@ from dtkit.errors import CheckpointError
 
 if TYPE_CHECKING:
     from dtkit.engine.checkpointing.part import Checkpoints
-    from dtkit.engine.checkpointing.write import Pending
+    from dtkit.engine.checkpointing.pending import Pending
 
 __all__ = ["Start", "checkpoint", "resume"]
 

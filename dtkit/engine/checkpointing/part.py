@@ -20,7 +20,7 @@ from dtkit.engine.shell import current_shell
 from dtkit.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from dtkit.engine.checkpointing.write import Pending
+    from dtkit.engine.checkpointing.pending import Pending
     from dtkit.engine.run import ActiveRun
 
 __all__ = ["Checkpoints", "make"]

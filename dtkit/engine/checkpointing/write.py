@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.tensor import DTensor
 
 from dtkit.checkpoint_files import Manifest, free_name, prune, publish
+from dtkit.engine.checkpointing.pending import Pending
 from dtkit.engine.checkpointing.ranks import reason
 from dtkit.engine.checkpointing.tree import dismantle, renamed, state_here
 from dtkit.engine.parallel.styles import contiguous
@@ -32,51 +33,9 @@ if TYPE_CHECKING:
 
     from dtkit.engine.checkpointing.ranks import Ranks
 
-__all__ = ["Pending", "Writer"]
+__all__ = ["Writer"]
 
 # Any, below: the user's own objects and what their `state_dict` returns.
-
-_WAIT_STEP_S = 0.2
-
-
-class Pending:
-    """A checkpoint that is being written.
-
-    Attributes:
-        step: the optimizer step that it was taken after.
-        topic: what the ranks' words about it are known by.
-        path: where it will be; it is there once `wait` has returned.
-        error: what it failed with, None so far or if it did not.
-    """
-
-    def __init__(self, step: int, path: Path, topic: str) -> None:
-        self.step = step
-        self.topic = topic
-        self.path = path
-        self.error: CheckpointError | None = None
-        self._is_done = threading.Event()
-
-    def wait(self) -> Path:
-        """Wait until the checkpoint is safe on the disk, on all ranks, and return its path.
-
-        Raises:
-            CheckpointError: it could not be written; those before it are as they were.
-        """
-        while not self._is_done.wait(_WAIT_STEP_S):  # in steps: an interrupt must get through
-            pass
-        if self.error is not None:
-            raise self.error
-        return self.path
-
-    def done(self) -> None:
-        """Let go who waits."""
-        self._is_done.set()
-
-    def __repr__(self) -> str:
-        state = "being written"
-        if self._is_done.is_set():
-            state = "written" if self.error is None else f"failed: {self.error}"
-        return f"<checkpoint of step {self.step}: {state}, {self.path}>"
 
 
 @dataclass(slots=True)
@@ -204,6 +163,7 @@ class Writer:
     def _write(self, staged: _Staged, pending: Pending, manifest: Manifest) -> None:
         try:
             self._write_all(staged, pending, manifest)
+            self._remove_old(pending)
         except Exception as found:  # noqa: BLE001  it ends the thread, and `Pending` tells it
             if self._ranks.rank == 0:
                 shutil.rmtree(staged.temporary, ignore_errors=True)
@@ -214,6 +174,16 @@ class Writer:
             self._on_end(pending)  # before who waits goes on: it may be the end of the run
         finally:
             pending.done()
+
+    def _remove_old(self, pending: Pending) -> None:
+        if self._ranks.rank == 0:
+            try:
+                prune(self._folder, self._keep)
+            except OSError as error:
+                pending.error = CheckpointError(
+                    f"the checkpoint of step {pending.step} was written, but an older one cannot "
+                    f"be removed: {reason(error)}"
+                )
 
     def _write_all(self, staged: _Staged, pending: Pending, manifest: Manifest) -> None:
         def commit(words: list[dict[str, Any]]) -> None:
@@ -228,8 +198,6 @@ class Writer:
         except Exception as error:  # noqa: BLE001  the word tells it to all ranks
             word = {"error": reason(error)}
         self._ranks.conclude(pending.topic, word, commit, lambda: _num_bytes(staged.temporary))
-        if self._ranks.rank == 0:
-            prune(self._folder, self._keep)
 
     def _write_share(self, staged: _Staged) -> dict[str, Any]:
         """Write this rank's files; return their sizes and what is where in them."""
