@@ -61,10 +61,10 @@ while True:
 def hosts(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[SshHosts]:
-    """Two hosts; the test's own process is on the first."""
+    """Two hosts; the test's own process is on the first, in a folder that the second lacks."""
     folder = tmp_path_factory.mktemp("notebook")
     with (
-        SshHosts(2, tmp_path_factory.mktemp("hosts")) as made,
+        SshHosts(2, tmp_path_factory.mktemp("hosts"), hidden=folder) as made,
         made.host("host-a").entered(),
         contextlib.chdir(folder),
     ):
@@ -72,10 +72,9 @@ def hosts(
 
 
 @pytest.fixture(scope="module")
-def session(hosts: SshHosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dtkit.Session]:
+def session(hosts: SshHosts) -> Iterator[dtkit.Session]:
     """A session whose first kernel was killed during a run, taken over by this one."""
-    runs = tmp_path_factory.mktemp("runs")
-    words = [str(hosts.python), str(hosts.config), str(runs), CELL]
+    words = [str(hosts.python), str(hosts.config), str(Path("runs").resolve()), CELL]
     opened, run, steps = dtkit.Session.attaching(leave_in_a_run(DRIVER, *words))
     assert run is not None
     assert run.state == "running"
@@ -115,9 +114,10 @@ def test_a_host_that_is_cut_off_is_given_up(hosts: SshHosts, session: dtkit.Sess
 
 
 def test_what_a_kernel_left_that_was_killed_with_its_guardian_is_listed_and_ended(
-    hosts: SshHosts, tmp_path: Path
+    hosts: SshHosts,
 ) -> None:
-    words = [str(hosts.python), str(hosts.config), str(tmp_path), CELL]
+    runs = Path("left").resolve()
+    words = [str(hosts.python), str(hosts.config), str(runs), CELL]
     session_id = leave_in_a_run(DRIVER, *words)
     record = next(record for record in find_records() if record.id == session_id)
     assert record.guardian is not None
@@ -129,6 +129,8 @@ def test_what_a_kernel_left_that_was_killed_with_its_guardian_is_listed_and_ende
     # The controller puts another in its place.
     wait_until(lambda: orphan().has_guardian, orphan)
     wait_until(lambda: orphan().run == "lasting", orphan)  # it has asked the hosts
+    theirs = runs / "lasting" / "rank-1.jsonl"
+    wait_until(theirs.exists, "what the other host's rank has written, brought by the guardian")
     dtkit.Session.end_orphan(session_id)
     assert session_id not in [each.id for each in dtkit.Session.orphans()]
     for name in hosts.names:

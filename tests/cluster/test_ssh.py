@@ -201,6 +201,7 @@ def test_training_gives_the_curve_of_one_device(rig: Rig) -> None:
     rig.assert_same_weights("model")
     assert (run.dir / "rank-0.jsonl").stat().st_size
     assert (run.dir / "rank-2.jsonl").stat().st_size  # written in that host's own folder
+    assert "not stored on disk" not in str(run.notes)
 
 
 def test_a_straggler_on_the_other_host_is_named_with_its_host(rig: Rig) -> None:

@@ -32,7 +32,7 @@ from dtkit.cluster.remote.network import address_of, address_towards, interface_
 from dtkit.cluster.remote.peers import pairs_without_access
 from dtkit.cluster.remote.probing import listen, measure
 from dtkit.cluster.remote.told import read_told
-from dtkit.guard.processes import Identity
+from dtkit.guard.processes import Identity, end, family
 from dtkit.guard.record import FOLDER_PREFIX, RankRun
 
 if TYPE_CHECKING:
@@ -117,11 +117,22 @@ class Agent:
                 num_refused += 1
             except OSError:  # the network is gone; ipyparallel counts the heartbeats
                 pass
-        self.leave()
+        self.leave(is_alone=True)
 
-    def leave(self) -> None:
-        """End the engines and this process, and remove what they have written."""
+    def leave(self, *, is_alone: bool = False) -> None:
+        """End the engines and this process, and remove what they have written.
+
+        Args:
+            is_alone: the controller is gone, or cannot be reached. ipyparallel's nanny would wait
+                for ever to send it what it has of it.
+        """
         self._clean_up()
+        if is_alone:
+            here = Identity.of(os.getpid())
+            end(
+                [process for process in family([here] if here else []) if process != here],
+                grace_s=0.0,
+            )
         os._exit(0)
 
     def _clean_up(self) -> None:
@@ -217,7 +228,7 @@ def _serve(agent: Agent) -> None:
 
     app.Kernel = AgentKernel
     app.IPEngine.launch_instance()
-    agent.leave()
+    agent.leave(is_alone=True)
 
 
 if __name__ == "__main__":

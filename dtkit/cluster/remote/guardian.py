@@ -2,7 +2,8 @@
 
 As `dtkit.guard` does, it ends a session that nobody takes over. Whether a run goes on is
 known on the hosts: once the kernel is gone it asks their agents, and notes it here, where
-a later kernel finds it too.
+a later kernel finds it too. What their ranks have written it brings here meanwhile, as the
+kernel would have done at the run's end.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import ipyparallel as ipp
 from dtkit.cluster.engines import Engines
 from dtkit.cluster.placement import Slot
 from dtkit.cluster.remote.agent import FIRST_ENGINE
-from dtkit.cluster.remote.collecting import bring_states
+from dtkit.cluster.remote.collecting import bring_files, bring_states
+from dtkit.errors import DtkitError
 from dtkit.guard.__main__ import Guardian, watch
-from dtkit.guard.record import SessionRecord
+from dtkit.guard.record import RankRun, SessionRecord, active_ranks, locked
 
 __all__ = ["main"]
 
@@ -32,6 +34,7 @@ class _Hosts:
         self._folder = folder
         self._agents: Engines | None = None
         self._next_s = 0.0
+        self._brought: set[str] = set()
 
     def look(self, now_s: float) -> None:
         """Note which runs go on; lets go of the controller when a kernel has come."""
@@ -41,10 +44,27 @@ class _Hosts:
         elif now_s >= self._next_s:
             self._next_s = now_s + _ASK_S
             try:
-                bring_states(self._connected(record), self._folder, record.processes[0])
-            except (OSError, TimeoutError) as error:  # tried again; the lease goes on meanwhile
+                agents = self._connected(record)
+                bring_states(agents, self._folder, record.processes[0])
+                with locked(self._folder):  # who takes the session over appends to the same files
+                    self._bring_files(agents)
+            except (
+                OSError,
+                TimeoutError,
+                DtkitError,
+            ) as error:  # tried again; the lease goes on meanwhile
                 print(f"the hosts cannot be asked: {error}", file=sys.stderr)  # noqa: T201  a log
                 self._disconnect()
+
+    def _bring_files(self, agents: Engines) -> None:
+        record = SessionRecord.read(self._folder)
+        if record is None or not record.is_orphan:
+            return
+        is_over = not active_ranks(self._folder)
+        for folder in {run.dir for run in RankRun.read_all(self._folder).values()} - self._brought:
+            bring_files(agents, Path(folder), is_over=is_over)
+            if is_over:
+                self._brought.add(folder)
 
     def _connected(self, record: SessionRecord) -> Engines:
         if self._agents is None:

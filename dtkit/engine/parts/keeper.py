@@ -60,6 +60,8 @@ class Keeper(Part):
         """Begin to listen to what is sent."""
         self._say("running")
         try:
+            # On another host than the driver's it need not be there yet.
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._stack.enter_context(self._path.open("a"))
         except OSError as error:
             self._run.note(f"what the cell shows is not stored on disk: {error}")
