@@ -100,13 +100,26 @@ def _keep_guardian() -> None:
 
 
 def _let_children_end() -> None:
-    """Let a forked child end by SIGTERM, as one of any process does.
+    """Let forked children end by SIGTERM, as those of any process do.
 
-    It has inherited the engine's handler, which stops a loop that does not run there: whoever
-    ends it (`multiprocessing.Pool`, a DataLoader) would wait for ever.
+    They inherit the engine's handler, which stops a loop that does not run there: whoever ends
+    one (`multiprocessing.Pool`, a DataLoader) would wait for ever. SIGTERM is held back until
+    the child has put its default in place; it may come before the child has run at all.
     """
-    if getattr(signal.getsignal(signal.SIGTERM), "__name__", "") == "_signal_stop":
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    mask = threading.local()
+
+    def hold() -> None:
+        mask.before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+    def let_go() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask.before)
+
+    def let_go_in_child() -> None:
+        if getattr(signal.getsignal(signal.SIGTERM), "__name__", "") == "_signal_stop":
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        let_go()
+
+    os.register_at_fork(before=hold, after_in_parent=let_go, after_in_child=let_go_in_child)
 
 
 def main() -> None:
@@ -119,7 +132,7 @@ def main() -> None:
     logging.raiseExceptions = False
     # Cells get KeyboardInterrupt, as ipykernel arranges; between them one would end the engine.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.register_at_fork(after_in_child=_let_children_end)
+    _let_children_end()
     threading.Thread(target=_preload, name="dtkit-preload", daemon=True).start()
     _let_cells_await()
     _engine_class().launch_instance()  # type: ignore[attr-defined]
