@@ -52,6 +52,18 @@ def test_digits_are_learnt(rig4: Rig, strategy: str, *, is_slow: bool) -> None:
     assert "divergence" in run.history
 
 
+@pytest.mark.parametrize(("strategy", "vectors"), [("async:1", 2 * 3 / 4), ("gossip", 2)])
+def test_what_answers_carry_is_counted_too(rig4: Rig, strategy: str, vectors: float) -> None:
+    """Each exchange carries weights there and back; the server of `async` is one of four ranks."""
+    run = rig4.session.train(CELL.replace("EPOCHS", "4"), recipe=Recipe(strategy=strategy))
+    num = rig4.common(
+        "sum(t.numel() for t in model.state_dict().values() if t.is_floating_point())"
+    )
+    sent = run.history["sent_bytes"]  # NaN in the first row of each rank
+    assert len(sent) > 150
+    assert 0.8 < np.nanmean(sent) / (4 * num * vectors) < 1.2
+
+
 @pytest.mark.parametrize(
     ("strategy", "order"),
     [

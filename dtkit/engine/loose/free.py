@@ -50,6 +50,7 @@ class Free(Part):
         self._flat: Flat | None = None
         self._is_open = False
         self._num_spread = 0
+        self._last_sent_bytes = 0
 
     def make_hub(self, rank: int, size: int) -> Hub:
         """Return what answers the other ranks."""
@@ -102,6 +103,7 @@ class Free(Part):
         self.begun(self._flat.read())
         self.ask({"ask": "arrive", "where": f"begin after {number}", "goes_on": True})
         self.hub.forget_offers()
+        self._last_sent_bytes = self.mesh.sent_bytes
 
     def after_step(self, optimizer: Optimizer, step: int) -> None:  # noqa: ARG002  a Part's
         """Exchange weights."""
@@ -110,7 +112,9 @@ class Free(Part):
         begun_s = time.perf_counter()
         self.exchange(self._flat.read())
         self._flat.write()
-        num_bytes = self._flat.vector.numel() * self._flat.vector.element_size()
+        now_bytes = self.mesh.sent_bytes  # what others asked for meanwhile is in it
+        num_bytes = now_bytes - self._last_sent_bytes
+        self._last_sent_bytes = now_bytes
         self._wire.on_sent(num_bytes, num_bytes)
         self._recorder.waited(time.perf_counter() - begun_s)
 

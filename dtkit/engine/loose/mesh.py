@@ -55,6 +55,9 @@ class Mesh:
         group: the ranks; here they are known by their number in it.
         answer: called on a thread with a rank, its message and its vector; returns the reply.
         on_lost: called on a thread with the number of a rank that is gone.
+
+    Attributes:
+        sent_bytes: of the vectors that this rank has sent, as it asked and as it answered.
     """
 
     def __init__(
@@ -67,6 +70,8 @@ class Mesh:
         self.size: int = dist.get_world_size(group)
         self._answer, self._on_lost = answer, on_lost
         self._is_closed = self._is_cut = False
+        self.sent_bytes = 0
+        self._counting = threading.Lock()
         self._served: list[Connection] = []
         self._threads: list[threading.Thread] = []
         self._all_here = threading.Event()
@@ -121,7 +126,7 @@ class Mesh:
         """
         connection = self._peers[number]
         try:
-            _send(connection, message, vector)
+            self._send(connection, message, vector)
             reply: Message = json.loads(connection.recv_bytes())
             if reply.pop("num_bytes", 0):
                 assert into is not None  # noqa: S101  for the type checker: who asks knows
@@ -194,10 +199,24 @@ class Mesh:
                             scratch = torch.empty(num_bytes, dtype=torch.uint8)
                         connection.recv_bytes_into(_bytes(scratch))
                         vector = scratch.view(getattr(torch, message.pop("dtype")))
-                    _send(connection, *self._reply(number, message, vector))
+                    self._send(connection, *self._reply(number, message, vector))
             except (EOFError, OSError, FreedError):
                 if not self._is_closed:
                     self._on_lost(number)
+
+    def _send(self, connection: Connection, message: Message, vector: torch.Tensor | None) -> None:
+        if vector is not None and not vector.numel():
+            vector = None
+        if vector is None:
+            connection.send_bytes(json.dumps(message).encode())
+            return
+        num_bytes = vector.numel() * vector.element_size()
+        kind = str(vector.dtype).removeprefix("torch.")
+        message = {**message, "num_bytes": num_bytes, "dtype": kind}
+        connection.send_bytes(json.dumps(message).encode())
+        connection.send_bytes(_bytes(vector))
+        with self._counting:
+            self.sent_bytes += num_bytes
 
     def _reply(self, number: int, message: Message, vector: torch.Tensor | None) -> Reply:
         try:
@@ -213,18 +232,6 @@ def _send_at_once(connection: Connection) -> None:
     twin = socket.socket(fileno=os.dup(connection.fileno()))
     twin.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     twin.close()
-
-
-def _send(connection: Connection, message: Message, vector: torch.Tensor | None) -> None:
-    if vector is not None and not vector.numel():
-        vector = None
-    if vector is not None:
-        num_bytes = vector.numel() * vector.element_size()
-        kind = str(vector.dtype).removeprefix("torch.")
-        message = {**message, "num_bytes": num_bytes, "dtype": kind}
-    connection.send_bytes(json.dumps(message).encode())
-    if vector is not None:
-        connection.send_bytes(_bytes(vector))
 
 
 def _bytes(vector: torch.Tensor) -> memoryview:
