@@ -44,7 +44,7 @@ class DistMagics(DtkitMagics):
             attach(session, args.attach or None)
             return
         if args.check:
-            display(_check(args))
+            _check(args)
             return
         if session is not None:
             _describe_running(session, args.n)
@@ -104,7 +104,7 @@ class DistMagics(DtkitMagics):
         )
 
 
-def _check(args: argparse.Namespace) -> LinkTable:
+def _check(args: argparse.Namespace) -> None:
     stage = StageLine("checking")
     try:
         found = Session.check_hosts(args.launch, on_stage=stage.show)
@@ -112,8 +112,10 @@ def _check(args: argparse.Namespace) -> LinkTable:
         stage.finish("not checked")
         raise
     words = [*found.problems, *found.warnings]
-    stage.finish("\n".join(words) if words else "these hosts can train together")
-    return LinkTable(found.links)
+    fine = "these hosts can train together" if found.links else "this host can be used"
+    stage.finish("\n".join(words) if words else fine)
+    if found.links:
+        display(LinkTable(found.links))
 
 
 def _describe_running(session: Session, num_ranks: int | None) -> None:

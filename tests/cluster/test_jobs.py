@@ -71,13 +71,18 @@ def rig(
     """Two ranks with the digits; when the session is closed nothing of it is left."""
     if request.param == "slurm":
         request.getfixturevalue("slurm")
-        launch = Launch(engines="slurm", interface="lo", nodes=2, partition="lab", time="10")
+        launch = Launch(
+            engines="slurm", interface="lo", nodes=2, partition="lab", account="lab", time="10"
+        )
     else:
         launch = Launch(engines="mpi", mpi="--bind-to none")
     session = dtkit.Session.start(2, launch=launch, devices="cpu", runs_dir=place / "runs")
     pids = {*session.pids(), *(status.pid for status in session.status())}
     owned_pids.update(pids)
     try:
+        if request.param == "slurm":
+            told = request.getfixturevalue("slurm").run("squeue", "--noheader", "--format=%P %a %l")
+            assert told.split() == ["lab", "lab", "10:00"]  # partition, account, time
         session.execute(DIGITS)
         yield Rig(session, digits)
     finally:
