@@ -17,7 +17,8 @@ CANNOT_CLICK = "press ■ Interrupt to stop: this kernel serves no clicks while 
 PANEL_CLASS = "dtkit-panel"
 ORPHANED = f"""\
 <style>
-.dtkit-orphaned {{ display: none; line-height: 20px; padding: 0 8px; }}
+.dtkit-orphaned {{ display: none; line-height: 20px; padding: 0 8px;
+  color: var(--jp-ui-font-color1, inherit); }}
 .jupyter-widgets-disconnected .dtkit-orphaned {{ display: block; border-left: 4px solid #D55E00; }}
 .{PANEL_CLASS} button.jupyter-widgets-disconnected,
 .{PANEL_CLASS} .jupyter-widgets-disconnected .dtkit-sliders,
