@@ -185,5 +185,6 @@ class Controller:
         if handle is not None:
             handle.launch(answer)
         elif "error" not in answer:  # this rank has joined
-            with contextlib.suppress(RuntimeError):  # the others see it fail, and say so
+            # The others see it fail, and say so; ValueError: this rank has shut down meanwhile.
+            with contextlib.suppress(RuntimeError, ValueError):
                 self._stand_in(answer).launch(answer)

@@ -143,6 +143,8 @@ class Negotiation:
             extras = [here[r]["extra"] if r in here else None for r in members]
             for rank in members:
                 yield rank, _agreed(key, meta, extras, joined)
+            for orphan in [k for k in self._pending if k[0] not in self.sets]:
+                yield from self._fail(orphan, f"process set {orphan[0]} was removed")
 
     def _apply(self, meta: Message) -> Message:
         """Carry out what a settled request asks of the negotiation itself."""

@@ -9,6 +9,7 @@ import torch
 
 from dtkit.compression import GATHERED, METHODS, Compression
 from dtkit.engine.reduce.compressors import Compressor, Layout, base, make_compressor, rehearse
+from dtkit.engine.reduce.compressors.base import Momentum
 from dtkit.engine.reduce.momentum import MomentumCorrection
 
 if TYPE_CHECKING:
@@ -22,10 +23,13 @@ WITH_FEEDBACK = SPECS[2:]
 class Ranks:
     """One bucket's compressors on all ranks."""
 
-    def __init__(self, spec: str, num_ranks: int = 3, momentum: float = 0.0) -> None:
+    def __init__(
+        self, spec: str, num_ranks: int = 3, momentum: float = 0.0, *, is_nesterov: bool = False
+    ) -> None:
         layout = Layout(
-            SHAPES, torch.float32, torch.device("cpu"), num_ranks, momentum=lambda: momentum
-        )
+            SHAPES, torch.float32, torch.device("cpu"), num_ranks,
+            momentum=lambda: Momentum(momentum, is_nesterov),
+        )  # fmt: skip
         made = [make_compressor(Compression.parse(spec), layout) for _ in range(num_ranks)]
         self.each: list[Compressor] = [one for one in made if one is not None]
         if spec == "sign":  # what follows is about one bit, not about its warm-up in eight
@@ -130,20 +134,25 @@ def test_whoever_dampens_gradients_keeps_the_momentum() -> None:
         correction = MomentumCorrection()
         optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9, dampening=dampening)
         correction.made(optimizer)
-        assert correction.of(weight)() == 0.9 - left
+        assert correction.of(weight)().factor == 0.9 - left
         correction.suspend(optimizer)
         assert optimizer.param_groups[0]["momentum"] == left
         correction.close()
         assert optimizer.param_groups[0]["momentum"] == 0.9
 
 
-def test_topk_of_everything_with_momentum_is_plain_momentum() -> None:
-    ranks, velocity = Ranks("topk:1.0", momentum=0.9), torch.zeros(1)
+@pytest.mark.parametrize("is_nesterov", [False, True])
+def test_topk_of_everything_with_momentum_is_sgd(*, is_nesterov: bool) -> None:
+    ranks = Ranks("topk:1.0", momentum=0.9, is_nesterov=is_nesterov)
+    weight = torch.nn.Parameter(torch.zeros(gradients()[0].numel()))
+    plain = torch.optim.SGD([weight], lr=1.0, momentum=0.9, nesterov=is_nesterov)
     for i in range(5):
         grads = gradients(seed=i)
-        velocity = 0.9 * velocity + torch.stack(grads).mean(0)
+        weight.grad = torch.stack(grads).mean(0)
+        before = weight.detach().clone()
+        plain.step()
         average, _ = ranks.average(grads)
-        torch.testing.assert_close(average, velocity)
+        torch.testing.assert_close(average, before - weight.detach())
 
 
 def test_topk_finds_the_largest_of_many() -> None:

@@ -119,6 +119,10 @@ def test_a_process_set_needs_its_own_ranks_only() -> None:
     assert answers[0][1]["meta"]["set"] == 1
     submit(negotiation, 0, "a", process_set=1)
     assert [rank for rank, _ in submit(negotiation, 2, "a", process_set=1)] == [0, 2]
+    submit(negotiation, 2, "late", process_set=1)
     for rank in range(3):
-        submit(negotiation, rank, "remove", kind="remove_set", set=1)
+        answers = submit(negotiation, rank, "remove", kind="remove_set", set=1)
+    assert answers[-1][1]["name"] == "late"
+    assert told(answers[-1:]) == {2: "process set 1 was removed"}
     assert told(submit(negotiation, 0, "a", process_set=1)) == {0: "process set 1 was removed"}
+    assert list(negotiation.lose(0, "is gone")) == []

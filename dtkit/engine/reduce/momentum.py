@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 from torch.optim import SGD, Optimizer
 
 from dtkit.engine.models import averages_itself
+from dtkit.engine.reduce.compressors.base import Momentum
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -30,12 +31,12 @@ class MomentumCorrection:
         self._optimizers: WeakSet[Optimizer] = WeakSet()
         self._suspended: WeakKeyDictionary[Optimizer, list[dict[str, Any]]] = WeakKeyDictionary()
 
-    def of(self, param: torch.Tensor) -> Callable[[], float]:
-        """Return what returns the momentum of a parameter's optimizer, 0 if it has none."""
+    def of(self, param: torch.Tensor) -> Callable[[], Momentum]:
+        """Return what returns the momentum of a parameter's optimizer."""
         own = ref(param)
         found: list[ref[Optimizer]] = []
 
-        def momentum() -> float:
+        def momentum() -> Momentum:
             optimizer = found[0]() if found else None
             if optimizer is None or optimizer not in self._optimizers:
                 optimizer = self._owner(own())
@@ -43,9 +44,10 @@ class MomentumCorrection:
             groups = optimizer.param_groups if optimizer is not None else []
             target = own()
             # The value now: schedules such as OneCycleLR change it.
-            return next(
-                (float(g["momentum"]) for g in groups if any(p is target for p in g["params"])), 0.0
-            )
+            for group in groups:
+                if any(p is target for p in group["params"]):
+                    return Momentum(float(group["momentum"]), bool(group["nesterov"]))
+            return Momentum()
 
         return momentum
 

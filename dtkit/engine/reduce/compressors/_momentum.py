@@ -39,13 +39,15 @@ class WithMomentum(Feedback):
     def compress(self, grads: torch.Tensor) -> Iterator[torch.Tensor]:
         """Encode what has accumulated."""
         momentum = self.layout.momentum()
-        if momentum == 0.0:
+        if momentum.factor == 0.0:
             self._next_velocity = None
             return super().compress(grads)
         if self._velocity is None:
             self._velocity = self._zeros()
-        velocity = self._velocity.mul(momentum).add_(grads)
+        velocity = self._velocity.mul(momentum.factor).add_(grads)
         self._next_velocity = velocity
+        if momentum.is_nesterov:
+            return super().compress(grads.add(velocity, alpha=momentum.factor))
         return super().compress(velocity)
 
     def settle(self, is_finite: torch.Tensor, absent: Sequence[int]) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-__all__ = ["IN_GRADIENT_UNITS", "Compressor", "Feedback", "Layout", "rehearse"]
+__all__ = ["IN_GRADIENT_UNITS", "Compressor", "Feedback", "Layout", "Momentum", "rehearse"]
 
 PADDING = 1024
 """Elements that the buffers of `Feedback` are a multiple of: bits and chunks come out even."""
@@ -24,8 +24,16 @@ IN_GRADIENT_UNITS = frozenset({"residual", "velocity"})
 """What of a compressor's state follows the gradients' scale."""
 
 
-def _no_momentum() -> float:
-    return 0.0
+class Momentum(NamedTuple):
+    """SGD's momentum of some parameters.
+
+    Attributes:
+        factor: what it keeps from step to step; 0: there is none.
+        is_nesterov: whether a step looks ahead by it.
+    """
+
+    factor: float = 0.0
+    is_nesterov: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +53,7 @@ class Layout:
     dtype: torch.dtype
     device: torch.device
     world_size: int
-    momentum: Callable[[], float] = _no_momentum
+    momentum: Callable[[], Momentum] = Momentum
 
     @property
     def num_elements(self) -> int:
