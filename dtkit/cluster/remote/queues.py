@@ -65,7 +65,8 @@ def waiting_words(launcher: Any, log: Callable[[], str]) -> str:
     if found is None:  # it does not answer
         return f"{name} job {job} has not started; ■ takes it back"
     if found.over:
-        msg = f"{name} job {job} is over ({found.over}): {log()[-_NUM_LOG_CHARS:]}"
+        last = log().strip()[-_NUM_LOG_CHARS:]
+        msg = f"{name} job {job} is over ({found.over})" + (f": {last}" if last else "")
         raise StartError(msg)
     return f"{name} job {job} waits ({found.waits}); ■ takes it back" if found.waits else ""
 
