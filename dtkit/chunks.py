@@ -134,12 +134,14 @@ def receive_chunks(
 
 def num_blocks(part: Any) -> int:
     """Return into how many blocks a part is cut."""
-    return sum(1 for _ in _blocks(part))
+    rows, num_rows = _cut(part)
+    return -(-rows.shape[0] // num_rows) if rows.numel() else 0
 
 
 def block_of(part: Any, index: int) -> Any:
     """Return one of them."""
-    return list(_blocks(part))[index]
+    rows, num_rows = _cut(part)
+    return rows[index * num_rows : (index + 1) * num_rows]
 
 
 def place_block(place: Any, index: int, data: bytes) -> None:
@@ -160,9 +162,12 @@ def bytes_of(block: Any) -> memoryview:
 
 
 def _blocks(part: Any) -> Iterator[Any]:
-    """Yield a tensor's rows, as many at a time as make a block; both sides cut alike."""
+    for index in range(num_blocks(part)):
+        yield block_of(part, index)
+
+
+def _cut(part: Any) -> tuple[Any, int]:
+    """Return a tensor's rows, and how many at a time make a block; both sides cut alike."""
     rows = part.detach() if part.dim() else part.detach().reshape(1)
-    if not rows.numel():
-        return
-    num_rows = max(1, _BLOCK * rows.shape[0] // (rows.numel() * rows.element_size()))
-    yield from rows.split(num_rows)
+    num_bytes = rows.numel() * rows.element_size()
+    return rows, max(1, _BLOCK * rows.shape[0] // max(1, num_bytes))
