@@ -120,7 +120,7 @@ class SessionCore:
             on_stage("importing torch and joining the process group")
             session._group.is_debug = is_debug
             session.facts.update(session._group.build())
-            session._engines.call("dtkit.engine.preload:begin", (_LOAD_WHEN_IDLE,))
+            session._engines.call("dtkit.engine.process.preload:begin", (_LOAD_WHEN_IDLE,))
         except BaseException:
             session.close()
             raise

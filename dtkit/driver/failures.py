@@ -104,7 +104,7 @@ def freed_text(places: Mapping[int, Mapping[str, Any]], world_size: int) -> str:
     """Return where each rank was when it was freed, as in «rank 0 was in all_reduce (…)».
 
     Args:
-        places: `dtkit.engine.where.Place` as JSON values by rank; empty for a
+        places: `dtkit.engine.process.where.Place` as JSON values by rank; empty for a
             rank that did not answer.
         world_size: number of ranks.
     """

@@ -38,8 +38,8 @@ class ProcessGroup:
         hang the next one.
         """
         world_size = len(self._slots)
-        opened = self._engines.call("dtkit.engine.group:open_store", (world_size,), ranks=[0])
-        address, port = opened[0]
+        open_store = "dtkit.engine.process.group:open_store"
+        address, port = self._engines.call(open_store, (world_size,), ranks=[0])[0]
         self.generation += 1
         specs = {
             slot.rank: (
@@ -59,7 +59,7 @@ class ProcessGroup:
             )
             for slot in self._slots
         }
-        return self._engines.call("dtkit.engine.group:join", specs)
+        return self._engines.call("dtkit.engine.process.group:join", specs)
 
     def take_over(self) -> dict[int, dict[str, Any]]:
         """Go on with the group that an earlier driver built; returns what `build` does.
@@ -106,4 +106,4 @@ class ProcessGroup:
         """
         away = {*self._engines.lost, *without}
         living = [slot.rank for slot in self._slots if slot.rank not in away]
-        self._engines.call("dtkit.engine.group:leave", ranks=living)
+        self._engines.call("dtkit.engine.process.group:leave", ranks=living)

@@ -49,7 +49,7 @@ class Repair:
             self._facts.update(self._group.rebuild())
         names = self._engines.call("dtkit.engine.replicas:names_of_replicas", ranks=[0])[0]
         if names:
-            self._engines.call("dtkit.engine.refill:equalize", (names, 0))
+            self._engines.call("dtkit.engine.process.refill:equalize", (names, 0))
 
     def restart(self, ranks: Sequence[int], *, refill: bool) -> str:
         """Put new engines in the place of these ranks', and build the group anew.
@@ -81,11 +81,12 @@ class Repair:
             self._facts.update(self._group.build())
             return f"{text}, no names yet"
         call = self._engines.call
-        payload, names, left_out = call("dtkit.engine.refill:export", ranks=healthy[:1])[healthy[0]]
-        call("dtkit.engine.refill:accept", (payload,), ranks=ranks)
+        exported = call("dtkit.engine.process.refill:export", ranks=healthy[:1])
+        payload, names, left_out = exported[healthy[0]]
+        call("dtkit.engine.process.refill:accept", (payload,), ranks=ranks)
         self._facts.update(self._group.build())
         donor = healthy[0]
-        equal = call("dtkit.engine.refill:equalize", (names, donor))[donor]
+        equal = call("dtkit.engine.process.refill:equalize", (names, donor))[donor]
         text += f" with the {len(names)} names and the random state of rank {donor}"
         if equal:
             text += f"; {', '.join(equal)} equal on all ranks"

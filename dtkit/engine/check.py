@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from dtkit.engine import weights
-from dtkit.engine.agent import agent
 from dtkit.engine.drawn import Drawn
-from dtkit.engine.shell import current_shell
-from dtkit.engine.transfer import lookup
+from dtkit.engine.process.agent import agent
+from dtkit.engine.process.shell import current_shell
+from dtkit.engine.process.transfer import lookup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from dtkit.engine.agent import current_run
+from dtkit.engine.process.agent import current_run
 from dtkit.errors import InvalidInputError
 from dtkit.events import ControlDeclared, ControlsChanged, Note
 from dtkit.livecontrol import LR_FACTOR, LiveControl

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dtkit.engine.agent import current_run
+from dtkit.engine.process.agent import current_run
 
 __all__ = ["log"]
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from dtkit.compression import Compression
-from dtkit.engine.agent import agent
+from dtkit.engine.process.agent import agent
 from dtkit.engine.reduce import Wire
 from dtkit.engine.reduce.compressors import Layout, make_compressor, rehearse
 from dtkit.engine.reduce.wire import num_reduced_bytes

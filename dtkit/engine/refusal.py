@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from dtkit.engine.shell import current_shell
+from dtkit.engine.process.shell import current_shell
 
 if TYPE_CHECKING:
     from collections.abc import Callable

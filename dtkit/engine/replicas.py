@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dtkit.engine.living import alive
 from dtkit.engine.models import weight_ids
-from dtkit.engine.shell import current_shell
+from dtkit.engine.process.shell import current_shell
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

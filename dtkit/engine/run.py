@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 from dtkit.compression import Compression
 from dtkit.engine.accumulate import Accumulation
-from dtkit.engine.agent import agent
 from dtkit.engine.autopilot import Autopilot
 from dtkit.engine.control import Control, RunStopped
-from dtkit.engine.group import subgroup
 from dtkit.engine.livecontrols import LiveControls
 from dtkit.engine.observe import observing
 from dtkit.engine.parallel.unedited import sharder_of
 from dtkit.engine.parts import make_parts
 from dtkit.engine.precision import make_precision
+from dtkit.engine.process.agent import agent
+from dtkit.engine.process.group import subgroup
+from dtkit.engine.process.shell import current_shell
 from dtkit.engine.recorder import Recorder
 from dtkit.engine.reduce import Wire
 from dtkit.engine.refusal import or_refuse, readmit
-from dtkit.engine.shell import current_shell
 from dtkit.engine.stepping import Stepping
 from dtkit.engine.watch import Watch
 from dtkit.events import Note, RankEnded, RankStarted
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     import torch
     import torch.distributed as dist
 
-    from dtkit.engine.agent import Agent
     from dtkit.engine.checkpointing.part import Checkpoints
-    from dtkit.engine.group import Group
     from dtkit.engine.parallel.layout import Layout
     from dtkit.engine.parts import Part
     from dtkit.engine.position import Position
+    from dtkit.engine.process.agent import Agent
+    from dtkit.engine.process.group import Group
 
 __all__ = ["ActiveRun", "begin", "cancel"]
 

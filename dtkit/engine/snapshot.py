@@ -27,8 +27,8 @@ import numpy as np
 import torch
 
 from dtkit.engine import randomness
-from dtkit.engine.agent import agent
-from dtkit.engine.shell import current_shell
+from dtkit.engine.process.agent import agent
+from dtkit.engine.process.shell import current_shell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

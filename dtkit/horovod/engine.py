@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from dtkit.engine.agent import Agent
+    from dtkit.engine.process.agent import Agent
     from dtkit.horovod.coordinator import Patience
 
 __all__ = [
@@ -31,9 +31,9 @@ __all__ = [
 
 
 def _agent() -> Agent | None:
-    if "dtkit.engine.agent" not in sys.modules:
+    if "dtkit.engine.process.agent" not in sys.modules:
         return None
-    from dtkit.engine.agent import agent
+    from dtkit.engine.process.agent import agent
 
     try:
         return agent()

@@ -101,6 +101,6 @@ def _script_call(words: list[str]) -> str:
     if not os.path.isfile(path):  # noqa: PTH113
         msg = f"%dist_train {words[0]}: no such file; a cell of code wants two percent signs"
         raise UsageError(msg)
-    run = "__import__('dtkit.engine.script', fromlist=['run']).run"
+    run = "__import__('dtkit.engine.process.script', fromlist=['run']).run"
     source = f"{run}({str(path.resolve())!r}, {words!r})"
     return f"# %dist_train {shlex.join(words)}\n{source}"

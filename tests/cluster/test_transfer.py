@@ -79,7 +79,7 @@ def test_what_does_not_fit_is_refused(
     monkeypatch.setattr(dtkit.driver.transfer.verbs.psutil, "virtual_memory", lambda: memory)
     with pytest.raises(InvalidInputError, match=r"big has 3\.8 MiB, and 3\.9 MiB are free"):
         session2.pull("big")
-    counted = "len(__import__('dtkit.engine.transfer', fromlist=['x'])._EXPORTED)"
+    counted = "len(__import__('dtkit.engine.process.transfer', fromlist=['x'])._EXPORTED)"
     assert session2.execute(counted).results[0] == "0"
 
 

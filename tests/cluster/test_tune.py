@@ -112,7 +112,7 @@ def test_the_range_of_learning_rates_is_gone_through(rig: Rig) -> None:
 def test_the_rate_that_is_recorded_is_the_one_that_was_used(rig: Rig) -> None:
     """Also while the user has the control `lr_factor` elsewhere than at 1."""
     begin = """
-from dtkit.engine.agent import agent
+from dtkit.engine.process.agent import agent
 agent().run.stepping.lr.value = 0.5
 used = []
 optimizer.register_step_pre_hook(lambda made, *_: used.append(made.param_groups[0]["lr"]))

@@ -111,7 +111,7 @@ def test_a_frame_without_a_line_is_looked_at_too(prepared: dtkit.Session) -> Non
     """Python 3.11 has such instructions, for an instant: at the end of a `with`."""
     cell = """\
 from types import SimpleNamespace
-from dtkit.engine import where
+from dtkit.engine.process import where
 code = SimpleNamespace(co_name='run', co_filename='/cell.py')
 where._may_wait([SimpleNamespace(f_code=code, f_lineno=None)])
 """

@@ -77,13 +77,13 @@ class FakeEngines:
     def call(self, function: str, *_args: Any, ranks: Any = None, **_kwargs: Any) -> dict[int, Any]:
         facts = {"device_name": "none", "torch": "0", "python": "0", "host": "here"}
         answers = {
-            "dtkit.engine.transfer:export": Exported(0, pickle.dumps(None), [], [], [], []),
-            "dtkit.engine.group:open_store": ("127.0.0.1", 1),
-            "dtkit.engine.refill:export": (b"", [], []),
+            "dtkit.engine.process.transfer:export": Exported(0, pickle.dumps(None), [], [], [], []),
+            "dtkit.engine.process.group:open_store": ("127.0.0.1", 1),
+            "dtkit.engine.process.refill:export": (b"", [], []),
             "dtkit.engine.check:collect": {
                 key: {} for key in ("parts", "missing", "random", "data")
             },
-            "dtkit.engine.refill:equalize": [],
+            "dtkit.engine.process.refill:equalize": [],
             "dtkit.engine.replicas:names_of_replicas": [],
         }
         answer = answers.get(function, facts)

@@ -214,8 +214,8 @@ MAY_IMPORT_LAZILY: dict[str, tuple[str, ...]] = {
         "torch",
     ),  # horovodrun may be Horovod's
     "dtkit.horovod": (
-        "dtkit.engine.agent",
-        "dtkit.engine.group",
+        "dtkit.engine.process.agent",
+        "dtkit.engine.process.group",
         "dtkit.engine.run",
     ),  # in a process that is an engine
     "dtkit.chunks": ("numpy", "torch"),  # what is carried may be tensors
@@ -379,7 +379,9 @@ def test_most_functions_are_very_short() -> None:
     [
         pytest.param("dtkit.driver.session", "import torch", id="torch-in-the-driver"),
         pytest.param(
-            "dtkit.driver.session", "from dtkit.engine.group import join", id="engine-by-name"
+            "dtkit.driver.session",
+            "from dtkit.engine.run import begin",
+            id="engine-by-name",
         ),
         pytest.param("dtkit.driver.session", "from dtkit import engine", id="engine-from-the-root"),
         pytest.param(
@@ -411,8 +413,11 @@ def test_an_illegal_import_is_found(module: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("dtkit.engine.group", "import torch.distributed as dist\nfrom torch import nn"),
-        ("dtkit.engine.group", "from .reduce import sync\nfrom dtkit.engine import reduce"),
+        ("dtkit.engine.process.group", "import torch.distributed as dist\nfrom torch import nn"),
+        (
+            "dtkit.engine.process.group",
+            "from ..reduce import sync\nfrom dtkit.engine import reduce",
+        ),
         ("dtkit.telemetry.state", "import json, numpy as np\nfrom dtkit import events"),
         ("dtkit", "def load_ipython_extension(ip):\n    from dtkit.magics import register"),
         (

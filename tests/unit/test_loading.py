@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2] / "dtkit"
 UNPICKLES = {
     "packing.py": "%dist_pull, %dist_push: from a rank of this session, from its driver",
     "engine/checkpointing/read.py": "a checkpoint's index: by an unpickler that knows its classes",
-    "engine/refill.py": "%dist_restart --refill: from a rank of this session, over its driver",
+    "engine/process/refill.py": "%dist_restart --refill: from a rank, over the session's driver",
     "horovod/torch/functions.py": "hvd.broadcast_object: from a rank of the group, as torch's own",
     "horovod/launch/function.py": "horovod.run: from its own processes, in a folder of its own",
     "horovod/launch/worker.py": "horovod.run: the call, from the process that started this one",

@@ -15,7 +15,7 @@ BARS = """
 import io, sys, warnings
 import ipykernel.zmqshell  # what tqdm takes for a notebook with widgets
 warnings.simplefilter("error")
-from dtkit.engine.progressbars import install
+from dtkit.engine.process.progressbars import install
 install()
 install()
 import tqdm.auto, tqdm.notebook

@@ -23,7 +23,7 @@ __all__ = ["gather_wholes"]
 
 # Any, below: tensors; torch is loaded only where there are some.
 
-_ENGINE = "dtkit.engine.transfer"
+_ENGINE = "dtkit.engine.process.transfer"
 
 
 def gather_wholes(

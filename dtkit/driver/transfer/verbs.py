@@ -30,7 +30,7 @@ __all__ = ["Transfer", "pull", "push"]
 
 # Any, below: the user's own objects.
 
-_ENGINE = "dtkit.engine.transfer"
+_ENGINE = "dtkit.engine.process.transfer"
 _PIECE = 32 << 20
 _SMALL = 1 << 20
 """What is smaller goes along with the message."""

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from dtkit.checkpoint_files import Manifest, newest
-from dtkit.engine.agent import current_run
 from dtkit.engine.checkpointing.ranks import Ranks
 from dtkit.engine.checkpointing.read import load
 from dtkit.engine.checkpointing.write import Writer
+from dtkit.engine.process.agent import current_run
 from dtkit.errors import CheckpointError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from dtkit.engine.checkpointing.read import load
 from dtkit.engine.checkpointing.source import find_objects
 from dtkit.engine.checkpointing.write import Writer
 from dtkit.engine.parts import Part
-from dtkit.engine.shell import current_shell
+from dtkit.engine.process.shell import current_shell
 from dtkit.errors import CheckpointError
 
 if TYPE_CHECKING:

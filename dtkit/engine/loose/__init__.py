@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dtkit.engine.agent import agent
 from dtkit.engine.loose.gossip import Gossip
 from dtkit.engine.loose.rounds import DiLoCo, LocalSGD
 from dtkit.engine.loose.server import AsyncServer
 from dtkit.engine.parts import Part
+from dtkit.engine.process.agent import agent
 from dtkit.strategy import Strategy
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from torch.optim import Optimizer
 
-    from dtkit.engine.group import Group
     from dtkit.engine.loose.hub import Hub
     from dtkit.engine.loose.mesh import Message
+    from dtkit.engine.process.group import Group
     from dtkit.engine.run import ActiveRun
 
 __all__ = ["Free"]

@@ -22,7 +22,7 @@ from weakref import WeakSet
 import torch
 import torch.distributed as dist
 
-from dtkit.engine.group import own_address
+from dtkit.engine.process.group import own_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,8 +15,8 @@ from dtkit.engine.loose.free import Free
 from dtkit.engine.loose.hub import Hub
 
 if TYPE_CHECKING:
-    from dtkit.engine.group import Group
     from dtkit.engine.loose.mesh import Message, Reply
+    from dtkit.engine.process.group import Group
     from dtkit.engine.run import ActiveRun
 
 __all__ = ["AsyncServer"]

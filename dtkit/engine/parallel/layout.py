@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from dtkit.engine.agent import agent, current_run
 from dtkit.engine.living import alive
+from dtkit.engine.process.agent import agent, current_run
 from dtkit.errors import InvalidInputError
 from dtkit.strategy import Strategy
 

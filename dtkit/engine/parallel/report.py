@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from dtkit.engine.agent import current_run
+from dtkit.engine.process.agent import current_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -16,9 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from dtkit.engine.agent import agent
 from dtkit.engine.parts import Part
 from dtkit.engine.patches import replaced
+from dtkit.engine.process.agent import agent
 from dtkit.guard.processes import Identity
 from dtkit.guard.record import RankRun
 

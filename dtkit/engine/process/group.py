@@ -26,18 +26,19 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
-from dtkit.engine import completion, memory, progressbars, replicas, status, where
-from dtkit.engine.agent import agent, install
-from dtkit.engine.links import Links
+from dtkit.engine import replicas
 from dtkit.engine.living import alive, note
 from dtkit.engine.patches import replaced
-from dtkit.engine.shell import current_shell
+from dtkit.engine.process import completion, memory, progressbars, status, where
+from dtkit.engine.process.agent import agent, install
+from dtkit.engine.process.links import Links
+from dtkit.engine.process.shell import current_shell
 from dtkit.horovod import alias
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from dtkit.engine.agent import Agent
+    from dtkit.engine.process.agent import Agent
 
 __all__ = [
     "Group",

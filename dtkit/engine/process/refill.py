@@ -17,10 +17,10 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from dtkit.engine import randomness, weights
-from dtkit.engine.agent import agent, install
 from dtkit.engine.models import weight_ids
 from dtkit.engine.parallel.layout import laid_out
-from dtkit.engine.shell import current_shell
+from dtkit.engine.process.agent import agent, install
+from dtkit.engine.process.shell import current_shell
 
 __all__ = ["accept", "equalize", "export"]
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from dtkit._format import format_memory
-from dtkit.engine.shell import current_shell
+from dtkit.engine.process.shell import current_shell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
-    from dtkit.engine.agent import Agent
+    from dtkit.engine.process.agent import Agent
 
 __all__ = ["forget_last_error", "install", "is_out_of_memory"]
 

@@ -8,7 +8,7 @@ import psutil
 import torch
 
 if TYPE_CHECKING:
-    from dtkit.engine.agent import Agent
+    from dtkit.engine.process.agent import Agent
 
 __all__ = ["install"]
 

@@ -12,7 +12,7 @@ import importlib
 import logging
 from typing import TYPE_CHECKING
 
-from dtkit.engine.agent import agent
+from dtkit.engine.process.agent import agent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from dtkit.engine.shell import current_shell
+from dtkit.engine.process.shell import current_shell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dtkit.engine.agent import Agent
+    from dtkit.engine.process.agent import Agent
 
 __all__ = ["install"]
 

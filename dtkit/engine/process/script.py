@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from dtkit.engine.shell import current_shell
+from dtkit.engine.process.shell import current_shell
 
 __all__ = ["run"]
 

@@ -18,15 +18,15 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from dtkit.engine import memory, modes
-from dtkit.engine.interrupts import protect
-from dtkit.engine.shell import current_shell
+from dtkit.engine.process import memory, modes
+from dtkit.engine.process.interrupts import protect
+from dtkit.engine.process.shell import current_shell
 from dtkit.events import encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from dtkit.engine.group import Group
+    from dtkit.engine.process.group import Group
     from dtkit.events import Event
 
 __all__ = ["Agent", "agent", "current_run", "install"]
@@ -171,8 +171,10 @@ class Agent:
         return showtraceback
 
     def _cut(self, request: Request) -> Request:
-        from dtkit.engine.group import release  # loads torch; the agent itself does not need it
-        from dtkit.engine.where import look
+        from dtkit.engine.process.group import (
+            release,  # loads torch; the agent itself does not need it
+        )
+        from dtkit.engine.process.where import look
 
         try:
             place = look(self).to_dict()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from dtkit.engine.shell import current_shell
+from dtkit.engine.process.shell import current_shell
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -8,7 +8,7 @@ from typing import Any
 
 from dtkit.chunks import Exported, block_of, bytes_of, send_chunks
 from dtkit.engine.parallel.pieces import Pieces
-from dtkit.engine.shell import current_shell
+from dtkit.engine.process.shell import current_shell
 from dtkit.errors import did_you_mean
 from dtkit.packing import pack, receive, send, unpack
 

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 
-from dtkit.engine.shell import current_shell
+from dtkit.engine.process.shell import current_shell
 
 if TYPE_CHECKING:
     from types import FrameType
 
-    from dtkit.engine.agent import Agent
+    from dtkit.engine.process.agent import Agent
 
 __all__ = ["Place", "install", "look"]
 
@@ -128,7 +128,7 @@ def _line(frames: list[FrameType]) -> tuple[int | None, str]:
         name = frames[i].f_code.co_filename
         if outermost is None and name in cells:
             outermost = name
-        elif outermost is not None and name.endswith("dtkit/engine/script.py") and i > 0:
+        elif outermost is not None and name.endswith("dtkit/engine/process/script.py") and i > 0:
             outermost = frames[i - 1].f_code.co_filename
             break
     if outermost is None:
