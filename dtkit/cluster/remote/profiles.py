@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from dtkit.launch import Launch
 
-__all__ = ["ProfileFleet"]
+__all__ = ["ProfileFleet", "check_template"]
 
 _ENGINE = ["-m", "ipyparallel.engine"]
 _NUM_LOG_BYTES = 4000
@@ -77,7 +77,7 @@ class ProfileFleet:
             profile_dir=str(self._folder), engine_set_id=self._folder.name,
         )  # fmt: skip
         if isinstance(launcher, BatchSystemLauncher):
-            _check_template(launcher)
+            check_template(launcher)
             if isinstance(launcher, SGELauncher):  # it has PBS's line, a comment to Grid Engine
                 launcher.output_template = "#$ -j y\n#$ -o {output_file}"
             self._log.parent.mkdir(exist_ok=True)
@@ -160,13 +160,20 @@ def _profile_dir(name: str) -> Path:
     return found
 
 
-def _check_template(launcher: Any) -> None:
+def check_template(launcher: Any) -> None:
+    """Check that dtkit can say what a batch system's launcher runs.
+
+    Raises:
+        InvalidInputError: its template does so.
+    """
     template = launcher.batch_template
     if not template and launcher.batch_template_file:
         template = Path(launcher.batch_template_file).read_text()
-    if template and "{program" not in template:
+    template = template or launcher.default_template  # HTCondor's says ipengine
+    if "{program}" not in template and "{program_and_args}" not in template:
         msg = (
             f"the batch_template of {type(launcher).__name__} says by itself what is run: write "
-            "{program_and_args} in place of ipengine and its options"
+            "{program_and_args} in place of ipengine and its options, or in a file for HTCondor "
+            'executable = {program} and arguments = "{program_args}"'
         )
         raise InvalidInputError(msg)
