@@ -70,7 +70,7 @@ class Mesh:
         self.size: int = dist.get_world_size(group)
         self._answer, self._on_lost = answer, on_lost
         self._is_closed = self._is_cut = False
-        self.sent_bytes = 0
+        self.sent_bytes: int = 0
         self._counting = threading.Lock()
         self._served: list[Connection] = []
         self._threads: list[threading.Thread] = []

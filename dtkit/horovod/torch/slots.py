@@ -57,7 +57,7 @@ class Bucket:
         self.handle: Handle | None = None
         self.sent: AllReduce | None = None
         self.packed: list[tuple[Slot, Any]] = []
-        self.room = Room()
+        self.room: Room = Room()
 
         self.num_waiting: int = len(self.slots)
         """Parameters that are not ready yet."""
