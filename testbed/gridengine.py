@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from testbed.network import Network, why_no_network
+from testbed.undoing import undone_by
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -76,12 +77,9 @@ class GridEngine:
 
     def __enter__(self) -> Self:
         self.network.__enter__()
-        try:
+        with undone_by(self.__exit__):
             self._write()
             self._start_all()
-        except BaseException:
-            self.__exit__()
-            raise
         return self
 
     def __exit__(self, *_exc: object) -> None:

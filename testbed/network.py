@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Self
 
 import zmq
 
+from testbed.undoing import undone_by
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -123,11 +125,8 @@ class Network:
         )
 
     def __enter__(self) -> Self:
-        try:
+        with undone_by(self._remove):
             self._make()
-        except BaseException:
-            self._remove()
-            raise
         return self
 
     def __exit__(self, *_exc: object) -> None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Self
 
 import psutil
 
+from testbed.undoing import undone_by
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -71,12 +73,9 @@ class Slurm:
         self._daemons: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
-        try:
+        with undone_by(self.__exit__):
             self._write()
             self._start_all()
-        except BaseException:
-            self.__exit__()
-            raise
         return self
 
     def __exit__(self, *_exc: object) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from testbed.network import Network, why_no_network
+from testbed.undoing import undone_by
 
 if TYPE_CHECKING:
     from testbed.network import Host
@@ -57,14 +58,11 @@ class SshHosts:
 
     def __enter__(self) -> Self:
         self.network.__enter__()
-        try:
+        with undone_by(self.__exit__):
             self._make_keys()
             for host, name in zip(self.network.hosts, self.names, strict=True):
                 self._start(host, name)
             self._wait()
-        except BaseException:
-            self.__exit__()
-            raise
         return self
 
     def __exit__(self, *_exc: object) -> None:

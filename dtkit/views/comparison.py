@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dtkit._format import format_loss, format_rate, format_time
+from dtkit.views.look import RUN_COLOURS, RUN_STYLES
 from dtkit.views.runstable import html_table, text_table
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "mean_rate"]
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#595959", "#56B4E9")
-_STYLES = ("-", "--", "-.", ":")
 _SMOOTHING_STEPS = 20
 """Most steps over which a drawn curve is averaged; never more than a twentieth of it."""
 
@@ -84,7 +83,7 @@ def draw(runs: Sequence[tuple[RunFacts, History]]) -> bytes:
                 seen = np.isfinite(history["loss"])
                 axes.plot(
                     history[column][seen], smoothed(history["loss"][seen]), lw=1.5,
-                    color=_COLOURS[i % len(_COLOURS)], ls=_STYLES[i % len(_STYLES)],
+                    color=RUN_COLOURS[i % len(RUN_COLOURS)], ls=RUN_STYLES[i % len(RUN_STYLES)],
                     label=facts.name,
                 )  # fmt: skip
             axes.set_xlabel(label, fontsize=8)

@@ -11,11 +11,16 @@ if TYPE_CHECKING:
 
     from dtkit.telemetry.view import Curve, RunView
 
-__all__ = ["BLUE", "COLOURS", "DASHES", "FIRST", "GREEN", "PURPLE", "VERMILION", "Look",
+__all__ = ["BLUE", "COLOURS", "DASHES", "FIRST", "GREEN", "PURPLE", "RUN_COLOURS",
+           "RUN_STYLES", "VERMILION", "Look",
            "curves_in", "rows_of", "unbroken"]  # fmt: skip
 
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 """Okabe and Ito's colours with a contrast of at least 3:1 on white and on #111111."""
+
+RUN_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, "#595959", "#56B4E9")
+RUN_STYLES = ("-", "--", "-.", ":")
+"""Of several runs' lines in one picture."""
 
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, "#8A6D00", "#767676", "#9E5FBF")
 DASHES = ((), (6, 3), (2, 2), (10, 3, 2, 3), (4, 4), (1, 3), (8, 2))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dtkit.views.look import BLUE
+
 if TYPE_CHECKING:
     from dtkit.telemetry.view import RunView
 
@@ -11,7 +13,6 @@ __all__ = ["staleness_bars", "staleness_text"]
 
 _MAX_BARS = 12
 _HEIGHT_PX = 40
-_BLUE = "#0072B2"
 _MUTED = "color:var(--jp-ui-font-color2,#767676)"
 
 
@@ -37,7 +38,7 @@ def staleness_bars(view: RunView) -> str:
     cells = "".join(
         f'<td style="padding:0 2px;border:none;text-align:center;vertical-align:bottom;'
         f'line-height:14px">{100 * num / total:.0f} %<div style="height:'
-        f'{max(1, round(_HEIGHT_PX * num / most))}px;background:{_BLUE}"></div>{label}</td>'
+        f'{max(1, round(_HEIGHT_PX * num / most))}px;background:{BLUE}"></div>{label}</td>'
         for label, num in bars
     )
     return (

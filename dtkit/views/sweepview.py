@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dtkit._format import format_bytes, format_loss, format_rate, format_size, format_time
+from dtkit._format import UNKNOWN, format_bytes, format_loss, format_rate, format_size, format_time
+from dtkit.views.look import RUN_COLOURS, RUN_STYLES
 from dtkit.views.runstable import html_table, text_table
 from dtkit.views.sweeptable import samples_and_seconds, smoothed_loss
 from dtkit.views.words import GLYPHS
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["sweep_bundle", "sweep_text"]
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#595959", "#56B4E9")
-_STYLES = ("-", "--", "-.", ":")
-_UNKNOWN = "–"
 _MAX_ERROR_CHARS = 90
 _DRAWN = 0.05
 """Of a run's samples, that its drawn loss is averaged over."""
@@ -72,8 +70,8 @@ def draw(curves: Sequence[tuple[str, History]]) -> bytes:
             known = np.isfinite(loss)
             for axes, values in zip(panels, samples_and_seconds(history), strict=True):
                 axes.plot(
-                    values[known], loss[known], lw=1.5, color=_COLOURS[i % len(_COLOURS)],
-                    ls=_STYLES[i // len(_COLOURS) % len(_STYLES)], label=label,
+                    values[known], loss[known], lw=1.5, color=RUN_COLOURS[i % len(RUN_COLOURS)],
+                    ls=RUN_STYLES[i // len(RUN_COLOURS) % len(RUN_STYLES)], label=label,
                 )  # fmt: skip
         for axes, label in zip(panels, ("samples", "seconds"), strict=True):
             axes.set_xlabel(label, fontsize=8)
@@ -93,8 +91,8 @@ def draw(curves: Sequence[tuple[str, History]]) -> bytes:
 def _table(outcomes: Sequence[Outcome]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     samples = next((o.equal_samples for o in outcomes if not math.isnan(o.equal_samples)), math.nan)
     seconds = next((o.equal_s for o in outcomes if not math.isnan(o.equal_s)), math.nan)
-    at_samples = _UNKNOWN if math.isnan(samples) else f"{samples:,.0f}"
-    at_time = _UNKNOWN if math.isnan(seconds) else f"{seconds:.3g}"
+    at_samples = UNKNOWN if math.isnan(samples) else f"{samples:,.0f}"
+    at_time = UNKNOWN if math.isnan(seconds) else f"{seconds:.3g}"
     head = (
         "recipe", "state", f"loss at {at_samples} samples", f"loss at {at_time} s", "samples/s",
         "sent/step", "peak memory", "steps", "took",
@@ -108,14 +106,14 @@ def _row(o: Outcome) -> tuple[str, ...]:
         first = o.error.splitlines()[0]
         state += f": {first[:_MAX_ERROR_CHARS]}{'…' if len(first) > _MAX_ERROR_CHARS else ''}"
     if not o.num_steps:
-        return (o.label, state, *[_UNKNOWN] * 7)
+        return (o.label, state, *[UNKNOWN] * 7)
     return (
         o.label,
         state,
-        *(_UNKNOWN if math.isnan(v) else format_loss(v)
+        *(UNKNOWN if math.isnan(v) else format_loss(v)
           for v in (o.loss_at_samples, o.loss_at_time)),
         format_rate(o.samples_per_s),
-        _UNKNOWN if math.isnan(o.sent_bytes) else format_bytes(o.sent_bytes),
+        UNKNOWN if math.isnan(o.sent_bytes) else format_bytes(o.sent_bytes),
         format_size(o.peak_gib),
         f"{o.num_steps:,}",
         format_time(o.train_s),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dtkit._format import format_rate, format_size
+from dtkit.views.look import BLUE, VERMILION
 from dtkit.views.runstable import html_table, text_table
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BatchTrial", "batch_bundle", "batch_text", "lr_bundle"]
 
-_BLUE, _VERMILION = "#0072B2", "#D55E00"
 _HEAD = ("batch_size", "state", "samples/s", "peak memory")
 
 
@@ -60,11 +60,9 @@ def batch_bundle(
     known = [t for t in trials if t.samples_per_s > 0]
 
     def draw(axes: Any) -> None:
-        axes.plot(
-            [t.batch_size for t in known], [t.samples_per_s for t in known], "o-", color=_BLUE
-        )
+        axes.plot([t.batch_size for t in known], [t.samples_per_s for t in known], "o-", color=BLUE)
         if knee is not None:
-            axes.axvline(knee, color=_VERMILION, ls="--", lw=1)
+            axes.axvline(knee, color=VERMILION, ls="--", lw=1)
         axes.set_xscale("log", base=2)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("batch_size", fontsize=8)
@@ -95,9 +93,9 @@ def lr_bundle(
     """
 
     def draw(axes: Any) -> None:
-        axes.plot(lr, loss, color=_BLUE)
+        axes.plot(lr, loss, color=BLUE)
         if not math.isnan(steepest):
-            axes.axvline(steepest, color=_VERMILION, ls="--", lw=1)
+            axes.axvline(steepest, color=VERMILION, ls="--", lw=1)
         axes.set_xscale("log")
         # The loss that is lost must not flatten what was to be seen.
         finite = loss[np.isfinite(loss)]

@@ -48,11 +48,8 @@ class _Hosts:
                 bring_states(agents, self._folder, record.processes[0])
                 with locked(self._folder):  # who takes the session over appends to the same files
                     self._bring_files(agents)
-            except (
-                OSError,
-                TimeoutError,
-                DtkitError,
-            ) as error:  # tried again; the lease goes on meanwhile
+            except (OSError, TimeoutError, DtkitError) as error:
+                # Tried again; the lease goes on meanwhile.
                 print(f"the hosts cannot be asked: {error}", file=sys.stderr)  # noqa: T201  a log
                 self._disconnect()
 

@@ -171,9 +171,8 @@ class Agent:
         return showtraceback
 
     def _cut(self, request: Request) -> Request:
-        from dtkit.engine.process.group import (
-            release,  # loads torch; the agent itself does not need it
-        )
+        # They load torch; the agent itself does not need it.
+        from dtkit.engine.process.group import release
         from dtkit.engine.process.where import look
 
         try:
