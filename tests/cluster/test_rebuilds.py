@@ -34,7 +34,10 @@ def test_rebuilds_leave_nothing_behind(session2: dtkit.Session, *, is_long: bool
             assert len(set(session2.execute("train()").results.values())) == 1
         if i == WARM:
             before = held(session2)
-    assert held(session2) == before
+    # Fewer is no fault: the session may come from another test, whose last sockets close meanwhile.
+    for now, then in zip(held(session2), before, strict=True):
+        assert now[0] <= then[0]
+        assert now[1] <= then[1]
 
 
 def test_functions_of_torch_follow_the_rebuilt_group(session2: dtkit.Session) -> None:
