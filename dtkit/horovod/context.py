@@ -28,10 +28,11 @@ from dtkit.horovod.errors import HorovodInternalError
 from dtkit.horovod.movement import Nothing
 from dtkit.horovod.negotiation import GLOBAL_SET
 from dtkit.horovod.place import Place, place_of, seconds_of
-from dtkit.horovod.reduction import zeros_for
+from dtkit.horovod.reduction import added, zeros_for
 from dtkit.horovod.rendezvous import make_group
 from dtkit.horovod.timeline import Timeline, file_of_environment
-from dtkit.horovod.wire import RemoteChannel
+from dtkit.horovod.topology import Topology, topology_of
+from dtkit.horovod.wire import MAX_PAYLOAD_BYTES, RemoteChannel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,22 +40,11 @@ if TYPE_CHECKING:
     from dtkit.horovod.controller import Collective
     from dtkit.horovod.wire import Channel, Message
 
-__all__ = ["Context", "Topology", "close", "current", "is_open", "open_context"]
+__all__ = ["Context", "close", "current", "is_open", "open_context"]
 
+_EAGER_BYTES_BETWEEN_HOSTS = 1 << 16
+"""Rank 0's link carries all ranks' payloads, where every link of gloo's ring carries as much."""
 _NOT_INITIALIZED = "Horovod has not been initialized: call hvd.init() first"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Topology:
-    """Where a rank stands; a host's ranks are counted in the host's own order."""
-
-    rank: int
-    size: int
-    local_rank: int
-    local_size: int
-    cross_rank: int
-    cross_size: int
-    is_homogeneous: bool
 
 
 @dataclass(slots=True)
@@ -189,7 +179,7 @@ def open_context() -> None:
 
 
 def _join(place: Place, *, is_ours: bool) -> Context:
-    topology, hosts = _topology(place)
+    topology, hosts = topology_of(place)
     device = _device(topology)
     with recording_links():
         group = dist.new_group()
@@ -201,7 +191,9 @@ def _join(place: Place, *, is_ours: bool) -> Context:
         channel = coordinator.own_channel()
     else:
         channel = RemoteChannel(address, topology.rank, token)
-    controller = Controller(channel, _stand_in)
+    is_one_host = len(set(hosts)) == 1
+    eager_bytes = MAX_PAYLOAD_BYTES if is_one_host else _EAGER_BYTES_BETWEEN_HOSTS
+    controller = Controller(channel, _stand_in, eager_bytes)
     return Context(
         topology, dist.group.WORLD, is_ours, device, {GLOBAL_SET: group},
         {GLOBAL_SET: everyone}, controller, coordinator,
@@ -242,28 +234,6 @@ def _leave(context: Context) -> None:
     context.controller.close()
 
 
-def _topology(place: Place) -> tuple[Topology, list[str]]:
-    """Exchange what each rank knows of its host; returns the hosts too, by rank."""
-    mine = (place.node or socket.gethostname(), place.local_rank, socket.gethostname())
-    everyone: list[tuple[str, int | None, str]] = [mine] * place.size
-    dist.all_gather_object(everyone, mine)
-    nodes = [node for node, _, _ in everyone]
-    order = list(dict.fromkeys(nodes))
-    local_ranks = [
-        nodes[:r].count(node) if local is None else local
-        for r, (node, local, _) in enumerate(everyone)
-    ]
-    sizes = [nodes.count(node) for node in order]
-    local_rank = local_ranks[place.rank]
-    peers = [nodes[r] for r in range(place.size) if local_ranks[r] == local_rank]
-    topology = Topology(
-        rank=place.rank, size=place.size, local_rank=local_rank,
-        local_size=nodes.count(mine[0]), cross_rank=peers.index(mine[0]),
-        cross_size=len(peers), is_homogeneous=len(set(sizes)) == 1,
-    )  # fmt: skip
-    return topology, [host for _, _, host in everyone]
-
-
 def _device(topology: Topology) -> torch.device:
     if "nccl" in dist.get_backend_config():
         torch.cuda.set_device(topology.local_rank)
@@ -284,7 +254,7 @@ def _coordinate(
             host = host or socket.gethostbyname(socket.gethostname())
         listener = socket.create_server((host, 0), backlog=topology.size)
         token = secrets.token_hex(16)
-        coordinator = Coordinator(listener, topology.size, token, _patience())
+        coordinator = Coordinator(listener, topology.size, token, _patience(), added)
         found = [(listener.getsockname()[:2], token)]
     dist.broadcast_object_list(found, src=0)
     (host, port), token = found[0]

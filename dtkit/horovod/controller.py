@@ -28,9 +28,15 @@ class Collective(Protocol):
 
     meta: Message
     extra: Any
+    payload: memoryview | None
+    """What this rank contributes, if it travels along with the submission."""
 
-    def prepare(self) -> None:
-        """Get ready to be launched by another thread than the one that submits."""
+    def prepare(self, eager_bytes: int) -> None:
+        """Get ready to be launched by another thread than the one that submits.
+
+        Args:
+            eager_bytes: up to so many, that rank 0 gets in all, may be its payload.
+        """
 
     def launch(self, answer: Message) -> None:
         """Start, and do not wait; on whichever thread, in the same order on all ranks."""
@@ -117,10 +123,14 @@ class Controller:
         channel: reaches the coordinator.
         stand_in: returns the collective of zeros with which a rank that has
             joined takes part in another's.
+        eager_bytes: what may travel along with what is submitted; see `Collective.prepare`.
     """
 
-    def __init__(self, channel: Channel, stand_in: Callable[[Message], Collective]) -> None:
+    def __init__(
+        self, channel: Channel, stand_in: Callable[[Message], Collective], eager_bytes: int
+    ) -> None:
         self._channel = channel
+        self._eager_bytes = eager_bytes
         self._stand_in = stand_in
         self._handles: dict[tuple[int, str], Handle] = {}
         self._reserved: dict[tuple[int, str], Handle] = {}
@@ -138,7 +148,7 @@ class Controller:
             HorovodInternalError: the connection is broken.
         """
         key = (process_set, name)
-        collective.prepare()
+        collective.prepare(self._eager_bytes)
         handle = Handle(self, key, collective)
         with self._lock:
             if self._broken is not None:
@@ -149,10 +159,13 @@ class Controller:
             self._handles[key] = self._reserved[key] = handle
             if len(self._reserved) > _MAX_RESERVED:
                 self._reserved = {k: h for k, h in self._reserved.items() if self._is_reserved(k)}
-        self.tell({
+        message = {
             "do": "submit", "set": process_set, "name": name,
             "meta": collective.meta, "extra": collective.extra,
-        })  # fmt: skip
+        }  # fmt: skip
+        if collective.payload is not None:
+            message["payload"] = collective.payload
+        self.tell(message)
         return handle
 
     def tell(self, message: Message) -> None:
@@ -184,7 +197,7 @@ class Controller:
             handle = self._handles.pop((answer["set"], answer["name"]), None)
         if handle is not None:
             handle.launch(answer)
-        elif "error" not in answer:  # this rank has joined
+        elif "error" not in answer and "payload" not in answer:  # this rank has joined
             # The others see it fail, and say so; ValueError: this rank has shut down meanwhile.
             with contextlib.suppress(RuntimeError, ValueError):
                 self._stand_in(answer).launch(answer)

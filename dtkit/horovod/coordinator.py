@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dtkit.horovod.negotiation import Negotiation
@@ -22,6 +23,7 @@ from dtkit.horovod.wire import Line, Message
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from dtkit.horovod.negotiation import Combine
     from dtkit.horovod.timeline import Timeline
 
 __all__ = ["Coordinator", "OwnChannel", "Patience"]
@@ -60,19 +62,25 @@ class Coordinator:
         size: how many there are.
         token: what each must say first.
         patience: with ranks that do not come.
+        combine: makes one payload of all ranks'.
     """
 
-    def __init__(self, listener: socket.socket, size: int, token: str, patience: Patience) -> None:
+    def __init__(
+        self, listener: socket.socket, size: int, token: str, patience: Patience,
+        combine: Combine,
+    ) -> None:  # fmt: skip
         self._listener = listener
         self._size = size
         self._token = token
         self._patience = patience
-        self._negotiation = Negotiation(size)
+        self._negotiation = Negotiation(size, combine)
         self._lock = threading.RLock()
         """Held while something is taken and answered: so answers come in one order everywhere."""
         self._tell: dict[int, Callable[[Message], None]] = {}
         """By rank: sends over its line, or starts in this process what was agreed on."""
         self._accepted: list[Line] = []
+        self._behind: set[Line] = set()
+        """Lines whose other end does not take what it is sent, such as of a stopped process."""
         self._num_gone = 0
         self.timeline: Timeline | None = None
         self._selector = selectors.DefaultSelector()
@@ -111,11 +119,14 @@ class Coordinator:
 
     def _serve(self) -> None:
         while self._num_gone < self._size:
-            for key, _ in self._selector.select(self._patience.tick_s):
+            for key, events in self._selector.select(self._patience.tick_s):
                 if key.fileobj is self._ear:
                     self._ear.recv(1)
+                    self._watch_those_behind()
                 elif key.data is None:
                     self._accept()
+                elif events & selectors.EVENT_WRITE:
+                    self._catch_up(*key.data)
                 else:
                     self._read(*key.data)
             with self._lock:
@@ -161,9 +172,30 @@ class Coordinator:
             line.close()
             return None
         rank = int(message["rank"])
-        self._tell[rank] = line.send
+        self._tell[rank] = partial(self._post, line)
         self._selector.register(line.connection, selectors.EVENT_READ, (line, rank))
         return rank
+
+    def _post(self, line: Line, message: Message) -> None:
+        """Send without waiting: a rank that is stopped must not keep the others."""
+        if not line.post(message):
+            self._behind.add(line)
+            self._bell.send(b"x")
+
+    def _watch_those_behind(self) -> None:
+        with self._lock:
+            behind, self._behind = self._behind, set()
+        for line in behind:
+            with contextlib.suppress(KeyError, ValueError):  # it is gone
+                key = self._selector.get_key(line.connection)
+                both = selectors.EVENT_READ | selectors.EVENT_WRITE
+                self._selector.modify(line.connection, both, key.data)
+
+    def _catch_up(self, line: Line, rank: int | None) -> None:
+        with contextlib.suppress(OSError):  # its end is read
+            if not line.post():
+                return
+        self._selector.modify(line.connection, selectors.EVENT_READ, (line, rank))
 
     def _take(self, rank: int, message: Message) -> None:
         if message["do"] == "submit":

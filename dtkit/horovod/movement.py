@@ -40,10 +40,11 @@ class Started(ABC):
         self.group = group
         self.meta: Message = {}
         self.extra: Any = None
+        self.payload: memoryview | None = None
         self._works: list[dist.Work] = []
         self._ready: tuple[torch.cuda.Event, int] | None = None
 
-    def prepare(self) -> None:
+    def prepare(self, eager_bytes: int) -> None:  # noqa: ARG002  what moves has no payload
         """Note where the submitting thread's stream is, which fills the tensors."""
         if torch.cuda.is_initialized():
             event = torch.cuda.Event()
@@ -90,6 +91,7 @@ class Nothing(Started):
     def __init__(self, kind: str, **meta: Any) -> None:
         self.meta: Message = {"kind": kind, **meta}
         self.extra: Any = None
+        self.payload = None
         self._works = []
         self._ready = None
         self._answer: Message = {}

@@ -11,9 +11,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from dtkit.horovod.wire import Message
+
+    Combine = Callable[[Message, list[memoryview]], memoryview]
 
 __all__ = ["GLOBAL_SET", "Negotiation"]
 
@@ -28,13 +30,16 @@ class Negotiation:
     """What the ranks have submitted; answers are pairs of a rank and its message.
 
     A submission is `set`, `name`, `meta` (what the ranks must agree on; `kind`
-    and `what` among it) and `extra` (what is each rank's own, told to all).
+    and `what` among it) and `extra` (what is each rank's own, told to all). It may have a
+    `payload`, the tensor itself: then the answer has the payloads of all, combined.
 
     Args:
         size: number of ranks.
+        combine: makes one payload of several, which are in the order of their ranks.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, combine: Combine | None = None) -> None:
+        self._combine = combine
         self.sets: dict[int, tuple[int, ...]] = {GLOBAL_SET: tuple(range(size))}
         self._num_sets = 1
         self._pending: dict[Key, dict[int, Message]] = {}
@@ -141,8 +146,12 @@ class Negotiation:
             self._forget(key)
             meta = self._apply(next(iter(here.values()))["meta"])
             extras = [here[r]["extra"] if r in here else None for r in members]
+            answer = _agreed(key, meta, extras, joined)
+            payloads = [here[r]["payload"] for r in members if "payload" in here.get(r, {})]
+            if payloads and self._combine is not None:
+                answer["payload"] = self._combine(meta, payloads)
             for rank in members:
-                yield rank, _agreed(key, meta, extras, joined)
+                yield rank, answer
             for orphan in [k for k in self._pending if k[0] not in self.sets]:
                 yield from self._fail(orphan, f"process set {orphan[0]} was removed")
 

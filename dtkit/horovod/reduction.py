@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dtkit.horovod.movement import Room
     from dtkit.horovod.wire import Message
 
-__all__ = ["AllReduce", "Gathered", "Op", "ReduceScatter", "zeros_for"]
+__all__ = ["AllReduce", "Gathered", "Op", "ReduceScatter", "added", "zeros_for"]
 
 
 class Op(Enum):
@@ -33,6 +33,11 @@ class Op(Enum):
 
 
 _HALF = (torch.float16, torch.bfloat16)
+_EAGER = (
+    torch.float32, torch.float64, torch.float16, torch.bfloat16,
+    torch.uint8, torch.int8, torch.int32, torch.int64,
+)  # fmt: skip
+"""What gloo adds up, too: small tensors shall not be able to do what large ones cannot."""
 _REDUCE = {
     Op.AVERAGE: dist.ReduceOp.SUM,
     Op.SUM: dist.ReduceOp.SUM,
@@ -57,6 +62,7 @@ class AllReduce(Started):
     """
 
     kind = "allreduce"
+    is_gathered = False
 
     def __init__(
         self,
@@ -91,9 +97,27 @@ class AllReduce(Started):
         self._gathered: list[list[torch.Tensor]] = []
         self._fill()
 
+    def prepare(self, eager_bytes: int) -> None:
+        """Let small tensors travel along with the submission: an eager protocol, as MPI has it.
+
+        Rank 0 adds them up and answers with the sum: once there and back, and no threads of gloo.
+        """
+        super().prepare(eager_bytes)
+        if len(self._buffers) != 1 or self._op not in (Op.AVERAGE, Op.SUM) or self.is_gathered:
+            return
+        ((_, buffer),) = self._buffers
+        num_bytes = buffer.nbytes * (self.group.size() - 1)
+        if buffer.is_cpu and buffer.dtype in _EAGER and 0 < num_bytes <= eager_bytes:
+            self.payload = buffer.view(torch.uint8).numpy().data
+            self.meta["way"] = "eager"  # the last word that is compared
+
     def start(self, answer: Message) -> None:
         """Start one collective for each dtype."""
         self.marks = answer["extras"]
+        if "payload" in answer:
+            ((members, buffer),) = self._buffers
+            self._buffers = [(members, torch.frombuffer(answer["payload"], dtype=buffer.dtype))]
+            return
         for _, buffer in self._buffers:
             if not buffer.numel():
                 continue
@@ -107,9 +131,11 @@ class AllReduce(Started):
                 )
 
     def num_bytes_sent(self) -> float:
-        """Return what this rank sends."""
+        """Return what this rank sends; known once it is submitted."""
         num_bytes = sum(buffer.nbytes for _, buffer in self._buffers)
-        is_gathered = self._op is Op.ADASUM or "is_gathered" in self.meta
+        if self.payload is not None:  # rank 0 sends the others what it has combined
+            return num_bytes * (1 if dist.get_rank() else self.group.size() - 1)
+        is_gathered = self._op is Op.ADASUM or self.is_gathered
         count = num_gathered_bytes if is_gathered else num_reduced_bytes
         return count(num_bytes, self.group.size())
 
@@ -178,6 +204,8 @@ class Gathered(AllReduce):
     Zeros, which a rank that has joined contributes, stand for zeros under every method.
     """
 
+    is_gathered = True
+
     def __init__(
         self, tensors: Sequence[torch.Tensor], op: Op, group: dist.ProcessGroup, *, mark: Any = None
     ) -> None:
@@ -215,6 +243,15 @@ class ReduceScatter(AllReduce):
             first = rank * rows + min(rank, more)
             mine.append(whole[first : first + rows + (rank < more)].clone())
         return mine
+
+
+def added(meta: Message, payloads: list[memoryview]) -> memoryview:
+    """Return the sum of what ranks contribute, in the memory of the first one."""
+    dtype = getattr(torch, meta["dtype"][0])
+    total, *others = (torch.frombuffer(payload, dtype=dtype) for payload in payloads)
+    for other in others:
+        total.add_(other)
+    return payloads[0]
 
 
 def zeros_for(answer: Message, group: dist.ProcessGroup, device: torch.device) -> AllReduce:

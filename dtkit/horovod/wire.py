@@ -1,6 +1,6 @@
 """Between a rank and the coordinator: JSON messages over a socket, one a line.
 
-No pickle on an open port.
+A message may have a *payload*, bytes that follow its line. No pickle on an open port.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Channel", "Line", "Message", "RemoteChannel"]
+__all__ = ["MAX_PAYLOAD_BYTES", "Channel", "Line", "Message", "RemoteChannel"]
 
-Message = dict[str, Any]  # Any: JSON
+Message = dict[str, Any]  # Any: JSON, and a payload's memoryview
+Data = bytes | memoryview
 
 _CHUNK_BYTES = 1 << 16
+MAX_PAYLOAD_BYTES = 4 << 20
+"""No rank sends more."""
 
 
 class Line:
@@ -32,37 +35,129 @@ class Line:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.connection = connection
         self._lock = threading.Lock()
+        self._unsent: list[Data] = []
         self._rest = b""
+        self._open: Message | None = None
+        """Its payload is not whole."""
+        self._missing = memoryview(b"")
+        """The part of it that is still to come."""
 
     def send(self, message: Message) -> None:
-        """Send a message, from any thread.
+        """Send a message, from any thread, and wait until it has left.
 
         Raises:
             OSError: the other end is gone.
         """
-        data = json.dumps(message, separators=(",", ":")).encode() + b"\n"
         with self._lock:
-            self.connection.sendall(data)
+            self._push(_encoded(message), 0)
+
+    def post(self, message: Message | None = None) -> bool:
+        """Send a message as far as that is possible without waiting, after what is left.
+
+        Returns:
+            Whether all has left. If not, call it again when the connection can be written to.
+
+        Raises:
+            OSError: the other end is gone.
+        """
+        with self._lock:
+            parts = self._unsent + ([] if message is None else _encoded(message))
+            left = self._push(parts, socket.MSG_DONTWAIT)
+            self._unsent = [b"".join(left)] if left else []  # copied: payloads are used again
+            return not self._unsent
 
     def receive(self) -> list[Message] | None:
         """Return the messages that are there, waiting for something; None at the end.
 
-        What is no message is the end too: whoever finds the port may send anything.
+        None of them may be whole yet. What is no message is the end too: whoever finds the
+        port may send anything.
         """
         try:
-            data = self.connection.recv(_CHUNK_BYTES)
-            *lines, self._rest = (self._rest + data).split(b"\n")
-            messages = [json.loads(line) for line in lines]
+            if self._open is None:
+                data = self.connection.recv(_CHUNK_BYTES)
+                return self._parse(self._rest + data) if data else None
+            num_bytes = self.connection.recv_into(self._missing)
+            if not num_bytes:
+                return None
+            self._missing = self._missing[num_bytes:]
+            return self._parse(b"")
         except (OSError, ValueError):
             return None
-        is_sound = data and all(isinstance(message, dict) for message in messages)
-        return messages if is_sound else None
 
     def close(self) -> None:
         """Close the connection; who waits in `receive`, on either end, gets None."""
         with contextlib.suppress(OSError):  # the other end was quicker
             self.connection.shutdown(socket.SHUT_RDWR)
         self.connection.close()
+
+    def _parse(self, data: bytes) -> list[Message]:
+        """Return the messages that are whole now, and keep the rest.
+
+        Raises:
+            ValueError: it is no message.
+        """
+        messages = []
+        while True:
+            if self._open is not None:
+                num_bytes = min(len(data), len(self._missing))
+                self._missing[:num_bytes] = data[:num_bytes]
+                self._missing, data = self._missing[num_bytes:], data[num_bytes:]
+                if self._missing:
+                    break
+                messages.append(self._open)
+                self._open = None
+            line, newline, rest = data.partition(b"\n")
+            if not newline:
+                break
+            data = rest
+            self._begin(json.loads(line))
+        self._rest = data
+        return messages
+
+    def _begin(self, message: Any) -> None:  # Any: whatever came
+        if not isinstance(message, dict):
+            msg = "no message"
+            raise ValueError(msg)  # noqa: TRY004  as for all that is no message
+        num_bytes = message.get("payload", 0)
+        if type(num_bytes) is not int or not 0 <= num_bytes <= MAX_PAYLOAD_BYTES:
+            msg = "no payload of a rank"
+            raise ValueError(msg)
+        self._open = message
+        self._missing = memoryview(bytearray(num_bytes))
+        if "payload" in message:
+            message["payload"] = self._missing
+
+    def _push(self, parts: list[Data], flags: int) -> list[Data]:
+        """Send; returns what is left, which is nothing if it may wait."""
+        try:
+            while parts:
+                parts = _without(parts, self.connection.sendmsg(parts, [], flags))
+        except BlockingIOError:
+            pass
+        except BaseException:  # a signal's, too: in the middle of a message, for all that is known
+            self.close()
+            raise
+        return parts
+
+
+def _encoded(message: Message) -> list[Data]:
+    payload = message.get("payload")
+    if payload is None:
+        return [_json(message)]
+    return [_json({**message, "payload": len(payload)}), payload]
+
+
+def _json(message: Message) -> bytes:
+    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+
+
+def _without(parts: list[Data], num_bytes: int) -> list[Data]:
+    """Return the parts without so many bytes at their beginning."""
+    for i, part in enumerate(parts):
+        if num_bytes < len(part):
+            return [memoryview(part)[num_bytes:], *parts[i + 1 :]]
+        num_bytes -= len(part)
+    return []
 
 
 class Channel(Protocol):

@@ -57,6 +57,62 @@ raises(ValueError, "not both", hvd.allreduce, x, average=True, op=hvd.Sum)
 """)
 
 
+def test_small_tensors_travel_with_what_is_submitted_and_large_ones_alike(
+    four: dtkit.Session,
+) -> None:
+    four.execute("""
+from dtkit.horovod.context import current
+kinds = [
+    torch.float32, torch.float64, torch.float16, torch.bfloat16,
+    torch.uint8, torch.int8, torch.int32, torch.int64,
+]
+for kind in kinds:
+    torch.manual_seed(me)
+    x = torch.randint(30, (1_500_000,)).to(kind)
+    for op in hvd.Sum, hvd.Average:
+        large = hvd.allreduce(x, op=op)
+        small = hvd.allreduce(x[:1000], op=op)
+        assert torch.equal(small, large[:1000]), kind
+        assert torch.equal(hvd.allreduce_(x[:1000].clone(), op=op), small)
+    whole = [torch.empty_like(x) for _ in range(num)] if kind is torch.float32 else []
+    if whole:
+        torch.distributed.all_gather(whole, x)
+        assert torch.equal(hvd.allreduce(x, op=hvd.Sum), sum(whole))
+empty = hvd.allreduce(torch.ones(0, 3))
+assert empty.shape == (0, 3)
+one, two = hvd.grouped_allreduce([torch.ones(2), torch.ones(3, dtype=torch.int64)], op=hvd.Sum)
+assert one.tolist() == [4.0] * 2 and two.tolist() == [4] * 3
+""")
+
+
+def test_a_stopped_rank_keeps_the_others_only_from_what_needs_it(four: dtkit.Session) -> None:
+    four.execute("""
+import os, signal, time
+from pathlib import Path
+others = hvd.add_process_set([0, 1, 2])
+pids = hvd.allgather(torch.tensor([os.getpid()])).tolist()
+x = torch.full((300_000,), float(me))
+
+def submit():  # 48 MB: more than connections hold
+    return [hvd.allreduce_async(x, op=hvd.Sum, name=f"t{i}") for i in range(40)]
+
+if me == 3:
+    handles = submit()
+    os.kill(os.getpid(), signal.SIGSTOP)  # until rank 0 lets it go on
+else:
+    while " T " not in Path(f"/proc/{pids[3]}/stat").read_text():
+        time.sleep(0.01)
+    handles = submit()
+    sums = [hvd.synchronize(handle) for handle in handles]
+    assert hvd.allreduce(x, op=hvd.Sum, process_set=others)[-1] == 3.0
+    if me == 0:
+        os.kill(pids[3], signal.SIGCONT)
+sums = [hvd.synchronize(handle) for handle in handles]
+assert all((total == 6.0).all() for total in sums)
+assert hvd.remove_process_set(others)
+""")
+
+
 def test_forms_in_place_grouped_async_and_in_any_order(four: dtkit.Session) -> None:
     four.execute("""
 x = torch.full((2,), float(me))

@@ -17,12 +17,15 @@ def submit(
     kind: str = "allreduce",
     process_set: int = 0,
     extra: Any = None,
+    payload: bytes | None = None,
     now_s: float = 0.0,
     **meta: Any,
 ) -> ANSWERS:
     message = {
         "set": process_set, "name": name, "meta": {"kind": kind, **meta}, "extra": extra,
     }  # fmt: skip
+    if payload is not None:
+        message["payload"] = memoryview(payload)
     return list(negotiation.submit(rank, message, now_s))
 
 
@@ -41,6 +44,27 @@ def test_what_all_have_submitted_is_announced_to_all_in_one_order() -> None:
         (0, "a", [10, 11], []),
         (1, "a", [10, 11], []),
     ]
+
+
+def test_payloads_are_combined_once_in_the_order_of_their_ranks() -> None:
+    combined = []
+
+    def joined(meta: dict[str, Any], payloads: list[memoryview]) -> memoryview:
+        combined.append(meta["kind"])
+        return memoryview(b"".join(payloads))
+
+    negotiation = Negotiation(4, joined)
+    submit(negotiation, 1, "join", kind="join")
+    for rank in (3, 0):
+        submit(negotiation, rank, "a", payload=b"%d" % rank)
+    answers = submit(negotiation, 2, "a", payload=b"2")
+    assert [(rank, bytes(message["payload"])) for rank, message in answers] == [
+        (rank, b"023") for rank in range(4)
+    ]
+    submit(negotiation, 0, "b", payload=b"0", shape=[1])
+    submit(negotiation, 2, "b", payload=b"0", shape=[2])
+    assert set(told(submit(negotiation, 3, "b", payload=b"0", shape=[1]))) == {0, 2, 3}
+    assert combined == ["allreduce"]
 
 
 def test_a_disagreement_is_an_error_on_every_rank_and_says_what_each_had() -> None:

@@ -189,9 +189,9 @@ class Gradients:
             )
         else:
             bucket.sent = self.compressed.start(bucket.params(), tensors, group, mark)
-        sending(bucket.sent.num_bytes_sent(), num_reduced_bytes(bucket.num_bytes, group.size()))
         name = f"gradients.{self._own_number(context, number)}.{bucket.number}"
         bucket.handle = context.submit(number, "allreduce", name, bucket.sent)
+        sending(bucket.sent.num_bytes_sent(), num_reduced_bytes(bucket.num_bytes, group.size()))
 
     @torch.no_grad()
     def _receive(self, bucket: Bucket) -> None:
