@@ -58,7 +58,8 @@ class Handle:
         self._key = key
         self._collective: Collective | None = collective
         self._launched = threading.Event()
-        self.free_s: float = time.monotonic() + _CYCLE_S
+        self.submitted_s: float = time.monotonic()
+        self.free_s: float = self.submitted_s + _CYCLE_S
         self._error: BaseException | None = None
         self._result: Any = None
 

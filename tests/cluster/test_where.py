@@ -81,6 +81,16 @@ def test_a_rank_in_a_collective_says_which(
     assert (places[1]["state"], places[1]["line"]) == ("python", 2)
 
 
+def test_a_rank_that_waits_in_horovods_layer_says_for_what_and_since_when(
+    prepared: dtkit.Session,
+) -> None:
+    prepared.execute("import horovod.torch as hvd\nhvd.init()")
+    cell = f"if rank == 0: time.sleep(0.5)\n{WAIT}\nhvd.allreduce(x, name='x')"
+    places = places_when(prepared, cell, lambda found: states(found) == ["collective", "python"])
+    assert (places[0]["operation"], places[0]["line"]) == ("hvd allreduce.x", 5)
+    assert places[0]["seconds"] < places[1]["seconds"] - 0.4
+
+
 def test_ddp_waits_in_its_backward(prepared: dtkit.Session) -> None:
     prepared.execute("model = DistributedDataParallel(nn.Linear(2, 2))")
     cell = f"{WAIT}\nmodel(x).sum().backward()"

@@ -81,7 +81,9 @@ def look(owner: Agent) -> Place:
     if flight is None:
         # gloo's send and recv are in no record: the frame alone tells of them.
         state = "collective" if called else "python"
-        return Place(state, line, file, operation=called, seconds=cell_s)
+        handle = _handle(frames)
+        waiting_s = cell_s if handle is None else time.monotonic() - handle.submitted_s
+        return Place(state, line, file, operation=called, seconds=waiting_s)
     return Place(
         "collective",
         line,
@@ -155,9 +157,19 @@ def _called(frames: list[FrameType]) -> str:
         name, file = frame.f_code.co_name, frame.f_code.co_filename
         if file.endswith("torch/distributed/distributed_c10d.py") and hasattr(dist, name):
             return name
-        if file.endswith("dtkit/horovod/controller.py") and name == "wait":
-            return f"hvd {frame.f_locals['self'].name}"
-    return ""
+    handle = _handle(frames)
+    return "" if handle is None else f"hvd {handle.name}"
+
+
+def _handle(frames: list[FrameType]) -> Any:
+    """Return the handle for which Horovod’s layer, which is above this one, waits; None: none.
+
+    What is small there is no collective of torch's.
+    """
+    for frame in frames:
+        if frame.f_code.co_qualname == "Handle.wait":
+            return frame.f_locals["self"]
+    return None
 
 
 def _may_wait(frames: list[FrameType]) -> bool:
