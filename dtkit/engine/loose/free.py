@@ -125,7 +125,7 @@ class Free(Part):
                 self._count_sent()
         finally:
             self._group.on_release.remove(self._cut)
-            self._wire.before_collective = _do_nothing
+            self._wire.before_collective = lambda: None
             self.hub.cut()
             self.mesh.close()
 
@@ -220,7 +220,3 @@ def _unpack(packed: torch.Tensor, tensors: list[torch.Tensor]) -> None:
         piece = packed[start : start + num_bytes].clone().view(tensor.dtype)
         tensor.data.copy_(piece.view(tensor.shape))
         start += num_bytes
-
-
-def _do_nothing() -> None:
-    pass
