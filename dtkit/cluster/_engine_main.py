@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
-import gc
 import importlib
 import json
 import logging
@@ -36,16 +35,11 @@ class _NoShellThread:
 
 
 def _preload() -> None:
-    gc.disable()  # it would go through what is loaded again and again: a fifth of the time
-    try:
-        # A broken torch is reported by the first call that needs it, with its
-        # traceback on the driver; here nobody would see it.
-        for name in os.environ.get("DTKIT_PRELOAD", "").split(","):
-            if name:
-                importlib.import_module(name)
-    finally:
-        gc.freeze()  # it is there for the life of the process
-        gc.enable()
+    # A broken torch is reported by the first call that needs it, with its
+    # traceback on the driver; here nobody would see it.
+    for name in os.environ.get("DTKIT_PRELOAD", "").split(","):
+        if name:
+            importlib.import_module(name)
 
 
 def _let_cells_await() -> None:

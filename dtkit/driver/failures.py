@@ -19,7 +19,8 @@ __all__ = ["failure_of", "freed_text", "missing_module_hint", "own_frames", "sur
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _CELL_LINE = re.compile(r"Cell[^\n]*?In\[\d+\][^\n]*?line (\d+)")
 _ECHO = re.compile(
-    r"gloo|nccl|Connection (closed|reset)|Broken pipe|aborted|is gone", re.IGNORECASE
+    r"gloo|nccl|Connection (closed|reset)|Broken pipe|aborted|is gone|was interrupted",
+    re.IGNORECASE,
 )
 _CAUSE = re.compile(r"out of memory on the|mismatch between collectives")
 """Never an echo, also when it comes after the rank was released."""

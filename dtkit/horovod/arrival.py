@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch.distributed import Store
 
-    from dtkit.horovod.coordinator import Patience
+    from dtkit.horovod.patience import Patience
 
 __all__ = ["arriving", "leave"]
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from dtkit.horovod import world
 from dtkit.horovod.controller import Controller, Handle
-from dtkit.horovod.coordinator import Coordinator, Patience
+from dtkit.horovod.coordinator import Coordinator
 from dtkit.horovod.engine import (
     engine_place,
     on_release,
@@ -27,6 +27,7 @@ from dtkit.horovod.engine import (
 from dtkit.horovod.errors import HorovodInternalError
 from dtkit.horovod.movement import Nothing
 from dtkit.horovod.negotiation import GLOBAL_SET
+from dtkit.horovod.patience import Patience
 from dtkit.horovod.place import Place, place_of, seconds_of
 from dtkit.horovod.reduction import added, zeros_for
 from dtkit.horovod.rendezvous import make_group
@@ -60,6 +61,7 @@ class Context:
     controller: Controller
     coordinator: Coordinator | None
     counters: dict[tuple[int, str], Iterator[int]] = field(default_factory=dict)
+    pid: int = field(default_factory=os.getpid)
     _users: dict[int, Iterator[int]] = field(default_factory=dict)
     unhook: Callable[[], None] = lambda: None
     """Ends that the engine frees what waits here."""
@@ -151,16 +153,20 @@ def current() -> Context:
 
 
 def is_open() -> bool:
-    """Return whether `hvd.init` was called, and the group is still the same."""
-    return _Open.context is not None and _Open.context.world is dist.group.WORLD
+    """Return whether `hvd.init` was called, the group is still the same, and nothing failed."""
+    context = _Open.context
+    return (
+        context is not None
+        and context.world is dist.group.WORLD
+        and not context.controller.is_broken
+    )
 
 
 def open_context() -> None:
     """Join the job, or the group that is there already; harmless when it was done."""
     if is_open():
         return
-    if _Open.context is not None:  # its group is gone
-        _leave(_Open.context)
+    close()  # its group is gone, or the ranks were no longer at the same place
     is_ours = not dist.is_initialized()
     place = engine_place() or (world.place() if world.is_elastic() else place_of(os.environ))
     if is_ours:
@@ -203,7 +209,7 @@ def _join(place: Place, *, is_ours: bool) -> Context:
 def close() -> None:
     """Leave the job; harmless when it was left."""
     context = _Open.context
-    if context is None:
+    if context is None or context.pid != os.getpid():  # a forked child, at its exit
         return
     _leave(context)
     if context.coordinator is not None:

@@ -58,8 +58,9 @@ class Handle:
         self._key = key
         self._collective: Collective | None = collective
         self._launched = threading.Event()
-        self.submitted_s: float = time.monotonic()
-        self.free_s: float = self.submitted_s + _CYCLE_S
+        self._taking = threading.Lock()
+        """Held while the result is made, which is done once."""
+        self.free_s: float = time.monotonic() + _CYCLE_S
         self._error: BaseException | None = None
         self._result: Any = None
 
@@ -89,7 +90,8 @@ class Handle:
         """Return whether `wait` would return at once."""
         if not self._launched.is_set():
             return False
-        return self._error is not None or self._collective is None or self._collective.is_done()
+        collective = self._collective
+        return self._error is not None or collective is None or collective.is_done()
 
     def wait(self) -> Any:
         """Return the result, once it is there; the same again when asked again.
@@ -97,21 +99,31 @@ class Handle:
         Raises:
             HorovodInternalError: it failed, here or on another rank.
         """
-        if not self._launched.wait(_SILENT_S):
-            self._controller.tell({"do": "wait", "set": self._key[0], "name": self._key[1]})
-            self._launched.wait()
-        if self._error is None and self._collective is not None:
-            try:
-                self._result = self._collective.finish()
-                self._controller.finished(self.name, self._collective.meta)
-            except RuntimeError as error:
-                self._error = HorovodInternalError(f"{self.name}: {error}")
-                self._error.__cause__ = error
-            self._collective = None
-        self.free_s = 0.0
+        try:
+            if not self._launched.wait(_SILENT_S):
+                self._controller.tell({"do": "wait", "set": self._key[0], "name": self._key[1]})
+                self._launched.wait()
+        except BaseException:  # an interrupt: the others may be at another place by now
+            if not self._launched.is_set():
+                self._controller.tell({"do": "break"})
+            raise
+        with self._taking:
+            self._take()
+        self._controller.forget(self._key, self)
         if self._error is not None:
             raise self._error
         return self._result
+
+    def _take(self) -> None:
+        if self._error is not None or self._collective is None:
+            return
+        try:
+            self._result = self._collective.finish()
+            self._controller.finished(self.name, self._collective.meta)
+        except RuntimeError as error:
+            self._error = HorovodInternalError(f"{self.name}: {error}")
+            self._error.__cause__ = error
+        self._collective = None
 
 
 class Controller:
@@ -137,7 +149,8 @@ class Controller:
         self._reserved: dict[tuple[int, str], Handle] = {}
         self._lock = threading.Lock()
         self.finished: Callable[[str, Message], None] = lambda _name, _meta: None
-        self._broken: BaseException | None = None
+        self._broken = ""
+        """Why nothing can be submitted any more."""
         reason = "rank 0 is gone: its process ended, or Horovod was shut down there"
         channel.open(self._start, lambda: self.fail(reason))
 
@@ -152,8 +165,9 @@ class Controller:
         collective.prepare(self._eager_bytes)
         handle = Handle(self, key, collective)
         with self._lock:
-            if self._broken is not None:
-                raise self._broken
+            if self._broken:
+                msg = f"{self._broken}; call hvd.init() again"
+                raise HorovodInternalError(msg)
             if key in self._handles or self._is_reserved(key):
                 msg = f"a tensor named {name!r} is being processed: give this one another name"
                 raise ValueError(msg)
@@ -174,18 +188,30 @@ class Controller:
         with contextlib.suppress(OSError):
             self._channel.send(message)
 
+    def forget(self, key: tuple[int, str], handle: Handle) -> None:
+        """Let a handle whose result was taken go, and its name be used again."""
+        with self._lock:
+            if self._reserved.get(key) is handle:
+                del self._reserved[key]
+
     def fail(self, reason: str) -> None:
         """Fail everything that is under way, and all that is submitted from now on."""
         with self._lock:
-            self._broken = self._broken or HorovodInternalError(reason)
+            self._broken = self._broken or reason
             handles, self._handles = list(self._handles.values()), {}
         for handle in handles:
-            handle.fail(self._broken)
+            handle.fail(HorovodInternalError(f"{handle.name}: {self._broken}"))
+        self._channel.give_up()
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether everything has failed, and nothing can be submitted any more."""
+        return bool(self._broken)
 
     def close(self) -> None:
         """Leave; others that need this rank get an error."""
         self.tell({"do": "leave"})
-        self.fail("Horovod was shut down: call hvd.init()")
+        self.fail("Horovod was shut down")
         self._channel.close()
 
     def _is_reserved(self, key: tuple[int, str]) -> bool:
@@ -194,6 +220,9 @@ class Controller:
         return handle is not None and (time.monotonic() < handle.free_s or not handle.is_done())
 
     def _start(self, answer: Message) -> None:
+        if "broken" in answer:
+            self.fail(answer["broken"])
+            return
         with self._lock:
             handle = self._handles.pop((answer["set"], answer["name"]), None)
         if handle is not None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from dtkit.engine.process.agent import Agent
-    from dtkit.horovod.coordinator import Patience
+    from dtkit.horovod.patience import Patience
 
 __all__ = [
     "engine_place",

@@ -224,9 +224,11 @@ def concatenated(
     if len(tensors) > 1:
         out = None if room is None else room.for_all(tensors)
         return torch.cat([t.reshape(-1) for t in tensors], out=out)
-    flat = tensors[0].reshape(-1)  # a copy if it is not contiguous
+    flat = tensors[0].reshape(-1).resolve_conj().resolve_neg()  # a copy if it must be
     is_copy = flat.data_ptr() != tensors[0].data_ptr()
-    return flat if may_alias or is_copy else flat.clone()
+    if (is_copy or may_alias) and flat.stride(0) == 1:  # not that of a column
+        return flat
+    return flat.clone(memory_format=torch.contiguous_format)
 
 
 class Room:

@@ -149,11 +149,21 @@ class Negotiation:
             answer = _agreed(key, meta, extras, joined)
             payloads = [here[r]["payload"] for r in members if "payload" in here.get(r, {})]
             if payloads and self._combine is not None:
-                answer["payload"] = self._combine(meta, payloads)
+                members = tuple(r for r in members if r in here)  # who has joined has no use for it
+                answer = self._combined(key, answer, payloads, self._combine)
             for rank in members:
                 yield rank, answer
             for orphan in [k for k in self._pending if k[0] not in self.sets]:
                 yield from self._fail(orphan, f"process set {orphan[0]} was removed")
+
+    @staticmethod
+    def _combined(
+        key: Key, answer: Message, payloads: list[memoryview], combine: Combine
+    ) -> Message:
+        try:
+            return {**answer, "payload": combine(answer["meta"], payloads)}
+        except Exception as error:  # noqa: BLE001  raised on all ranks, by what they are answered
+            return _failed(key, f"rank 0 could not combine it: {type(error).__name__}: {error}")
 
     def _apply(self, meta: Message) -> Message:
         """Carry out what a settled request asks of the negotiation itself."""

@@ -91,7 +91,7 @@ class AllReduce(Started):
             "shape": [list(t.shape) for t in tensors],
             "device": [t.device.type for t in tensors],
             "op": op.name.lower(),
-            "scale": list(scales),
+            "scale": [float(scale) for scale in scales],  # NumPy's are no JSON
         }
         self._buffers: list[tuple[list[int], torch.Tensor]] = []
         self._gathered: list[list[torch.Tensor]] = []

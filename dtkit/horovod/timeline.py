@@ -8,8 +8,10 @@ is closed by `close`; Chrome's tracing page and Perfetto also open one that is n
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -40,6 +42,7 @@ class Timeline:
         target.parent.mkdir(parents=True, exist_ok=True)
         self._file: IO[str] | None = target.open("w")
         self._file.write("[\n")
+        self._file.flush()
         self._is_first = True
         args = {"start_time_since_epoch_in_micros": time.time_ns() // 1000}
         self._write({"name": "process_name", "ph": "M", "pid": 0, "args": args})
@@ -82,10 +85,8 @@ class Timeline:
         with self._lock:
             for name in list(self._open):
                 self._end(name)
-            if self._file is not None:
-                self._file.write("\n]\n")
-                self._file.close()
-                self._file = None
+            self._put("\n]\n")
+            self._end_file()
 
     def _pid(self, name: str) -> int:
         pid = self._pids.get(name)
@@ -109,10 +110,24 @@ class Timeline:
         return (time.monotonic_ns() - self._start_ns) // 1000
 
     def _write(self, event: dict[str, Any]) -> None:
-        if self._file is not None:
-            self._file.write(("" if self._is_first else ",\n") + json.dumps(event))
+        self._put(("" if self._is_first else ",\n") + json.dumps(event))
+        self._is_first = False
+
+    def _put(self, text: str) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.write(text)
             self._file.flush()
-            self._is_first = False
+        except OSError as error:  # the training matters more, and the negotiation with it
+            sys.stderr.write(f"hvd: the timeline ends here: {error}\n")
+            self._end_file()
+
+    def _end_file(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # what it holds back cannot be written either
+                self._file.close()
+            self._file = None
 
 
 def file_of_environment() -> tuple[str, bool] | None:

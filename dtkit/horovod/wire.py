@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import socket
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,6 +21,9 @@ Message = dict[str, Any]  # Any: JSON, and a payload's memoryview
 Data = bytes | memoryview
 
 _CHUNK_BYTES = 1 << 16
+_MAX_PARTS = 64
+"""Of a message and what waits before it, at once: the system takes no more than 1024."""
+_LOOK_MS = 200
 MAX_PAYLOAD_BYTES = 4 << 20
 """No rank sends more."""
 
@@ -27,15 +31,20 @@ MAX_PAYLOAD_BYTES = 4 << 20
 class Line:
     """One end of a connection that carries messages.
 
+    Attributes:
+        is_known: whether the other end may send long messages.
+
     Args:
         connection: connected; closed with this object.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, *, is_known: bool = True) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.connection = connection
+        self.is_known = is_known
         self._lock = threading.Lock()
         self._unsent: list[Data] = []
+        self._is_given_up = False
         self._rest = b""
         self._open: Message | None = None
         """Its payload is not whole."""
@@ -46,10 +55,17 @@ class Line:
         """Send a message, from any thread, and wait until it has left.
 
         Raises:
-            OSError: the other end is gone.
+            OSError: the other end is gone, or was given up.
         """
         with self._lock:
-            self._push(_encoded(message), 0)
+            try:
+                parts = self._push(_encoded(message))
+                while parts:
+                    self._wait()
+                    parts = self._push(parts)
+            except BaseException:  # a signal's, too, and a message may have left in part
+                self.hang_up()
+                raise
 
     def post(self, message: Message | None = None) -> bool:
         """Send a message as far as that is possible without waiting, after what is left.
@@ -61,10 +77,19 @@ class Line:
             OSError: the other end is gone.
         """
         with self._lock:
-            parts = self._unsent + ([] if message is None else _encoded(message))
-            left = self._push(parts, socket.MSG_DONTWAIT)
-            self._unsent = [b"".join(left)] if left else []  # copied: payloads are used again
+            try:
+                self._unsent = self._push(self._unsent)
+                parts = [] if message is None else _encoded(message)
+                left = parts if self._unsent else self._push(parts)
+                self._unsent += map(bytes, left)  # copied: payloads are used again
+            except BaseException:
+                self.hang_up()
+                raise
             return not self._unsent
+
+    def give_up(self) -> None:
+        """End the `send` that waits now, or will have to."""
+        self._is_given_up = True
 
     def receive(self) -> list[Message] | None:
         """Return the messages that are there, waiting for something; None at the end.
@@ -81,14 +106,22 @@ class Line:
                 return None
             self._missing = self._missing[num_bytes:]
             return self._parse(b"")
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):  # of lists in lists in lists
             return None
 
-    def close(self) -> None:
-        """Close the connection; who waits in `receive`, on either end, gets None."""
+    def hang_up(self) -> None:
+        """End the connection; who waits in `receive`, on either end, gets None.
+
+        It stays open, for the selector that watches it.
+        """
         with contextlib.suppress(OSError):  # the other end was quicker
             self.connection.shutdown(socket.SHUT_RDWR)
-        self.connection.close()
+
+    def close(self) -> None:
+        """End the connection, and close it."""
+        self.hang_up()
+        with self._lock:  # whoever sends is through: another connection may get the number
+            self.connection.close()
 
     def _parse(self, data: bytes) -> list[Message]:
         """Return the messages that are whole now, and keep the rest.
@@ -107,6 +140,9 @@ class Line:
                 messages.append(self._open)
                 self._open = None
             line, newline, rest = data.partition(b"\n")
+            if len(line) > _CHUNK_BYTES and not self.is_known:
+                msg = "no greeting"
+                raise ValueError(msg)
             if not newline:
                 break
             data = rest
@@ -127,17 +163,22 @@ class Line:
         if "payload" in message:
             message["payload"] = self._missing
 
-    def _push(self, parts: list[Data], flags: int) -> list[Data]:
-        """Send; returns what is left, which is nothing if it may wait."""
-        try:
+    def _push(self, parts: list[Data]) -> list[Data]:
+        """Send what the connection takes; returns what is left."""
+        with contextlib.suppress(BlockingIOError):
             while parts:
-                parts = _without(parts, self.connection.sendmsg(parts, [], flags))
-        except BlockingIOError:
-            pass
-        except BaseException:  # a signal's, too: in the middle of a message, for all that is known
-            self.close()
-            raise
+                num_bytes = self.connection.sendmsg(parts[:_MAX_PARTS], [], socket.MSG_DONTWAIT)
+                parts = _without(parts, num_bytes)
         return parts
+
+    def _wait(self) -> None:
+        """Wait until the connection takes more."""
+        poll = select.poll()
+        poll.register(self.connection, select.POLLOUT)
+        while not poll.poll(_LOOK_MS):
+            if self._is_given_up:
+                msg = "given up"
+                raise BrokenPipeError(msg)
 
 
 def _encoded(message: Message) -> list[Data]:
@@ -173,6 +214,9 @@ class Channel(Protocol):
             OSError: the coordinator is gone.
         """
 
+    def give_up(self) -> None:
+        """End the `send` that waits now, or will have to."""
+
     def close(self) -> None:
         """Hear nothing more."""
 
@@ -202,6 +246,10 @@ class RemoteChannel:
         """Send a message."""
         self._line.send(message)
 
+    def give_up(self) -> None:
+        """End the `send` that waits now, or will have to."""
+        self._line.give_up()
+
     def close(self) -> None:
         """Hang up."""
         self._line.close()
@@ -209,7 +257,9 @@ class RemoteChannel:
             self._thread.join()
 
     def _listen(self, take: Callable[[Message], None], lose: Callable[[], None]) -> None:
-        while (messages := self._line.receive()) is not None:
-            for message in messages:
-                take(message)
-        lose()
+        try:
+            while (messages := self._line.receive()) is not None:
+                for message in messages:
+                    take(message)
+        finally:
+            lose()

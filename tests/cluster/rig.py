@@ -74,6 +74,10 @@ class Rig:
         assert all(other == first for other in others), (expression, first, others)
         return first
 
+    def places(self) -> list[dict[str, Any]]:
+        """Return where each rank is now."""
+        return [*self.session._engines.control("where").values()]
+
     def assert_same_weights(self, *models: str) -> None:
         """Assert that a model's parameters are bit-equal on all ranks."""
         for model in models:

@@ -394,6 +394,31 @@ hvd.allreduce(torch.ones(2))
     rig.session.execute("hvd.init()\nassert hvd.allreduce(torch.ones(2)).tolist() == [1.0, 1.0]")
 
 
+def test_after_an_interrupt_nothing_of_before_is_waited_for_or_added_up(rig: Rig) -> None:
+    rig.session.execute("model, opt = make()")
+    _, requests, steps = rig.session.running("""
+import threading
+if hvd.rank() == 1:
+    threading.Event().wait()
+model(batch(0)).sum().backward()
+""")
+    while [place["state"] for place in rig.places()] != ["collective", "python"]:
+        next(steps)
+    requests.interrupt()
+    for _ in steps:
+        rig.places()
+    with pytest.raises(RankError, match=r"call hvd.init\(\) again"):
+        rig.session.execute("hvd.allreduce(torch.ones(2))")
+    rig.session.execute("""
+hvd.init()
+assert hvd.allreduce(torch.ones(2)).tolist() == [1.0, 1.0]
+opt.zero_grad()
+model(batch(hvd.rank())).mean().backward()
+opt.step()
+""")
+    rig.assert_same_weights("model")
+
+
 def test_a_run_on_some_ranks_is_told_to_use_a_process_set(rig: Rig) -> None:
     with pytest.raises(RankError, match=r"hvd.add_process_set\(\[0\]\)"):
         rig.session.train("hvd.shutdown()\nhvd.init()", ranks=(0,))

@@ -85,6 +85,37 @@ assert one.tolist() == [4.0] * 2 and two.tolist() == [4] * 3
 """)
 
 
+def test_tensors_that_lie_in_others_are_summed_alone(four: dtkit.Session) -> None:
+    four.execute("""
+import numpy as np
+for rows in 4, 3_000_000:                                   # small, and over gloo
+    table = torch.full((rows, 2), float(me))
+    hvd.allreduce_(table[:, 0], op=hvd.Sum)
+    assert (table[:, 0] == 6.0).all() and (table[:, 1] == me).all(), rows
+z = torch.full((3,), 1j)
+negative = z.conj().imag                                    # a view that negates
+assert hvd.allreduce(negative, op=hvd.Sum).tolist() == [-4.0] * 3
+hvd.allreduce_(negative, op=hvd.Sum)
+assert z.imag.tolist() == [4.0] * 3
+halved = hvd.allreduce(torch.ones(2), op=hvd.Sum, prescale_factor=np.float32(0.5))
+assert halved.tolist() == [2.0, 2.0]
+""")
+
+
+def test_results_are_let_go_of_when_the_user_does(four: dtkit.Session) -> None:
+    four.execute("""
+import weakref
+result = hvd.allreduce(torch.ones(2))
+seen = weakref.ref(result)
+del result
+assert seen() is None
+handle = hvd.allreduce_async(torch.ones(2))
+result = weakref.ref(hvd.synchronize(handle))
+del handle
+assert result() is None
+""")
+
+
 def test_a_stopped_rank_keeps_the_others_only_from_what_needs_it(four: dtkit.Session) -> None:
     four.execute("""
 import os, signal, time

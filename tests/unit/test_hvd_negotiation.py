@@ -59,12 +59,22 @@ def test_payloads_are_combined_once_in_the_order_of_their_ranks() -> None:
         submit(negotiation, rank, "a", payload=b"%d" % rank)
     answers = submit(negotiation, 2, "a", payload=b"2")
     assert [(rank, bytes(message["payload"])) for rank, message in answers] == [
-        (rank, b"023") for rank in range(4)
+        (rank, b"023") for rank in (0, 2, 3)
     ]
     submit(negotiation, 0, "b", payload=b"0", shape=[1])
     submit(negotiation, 2, "b", payload=b"0", shape=[2])
     assert set(told(submit(negotiation, 3, "b", payload=b"0", shape=[1]))) == {0, 2, 3}
     assert combined == ["allreduce"]
+
+
+def test_what_cannot_be_combined_is_an_error_on_every_rank() -> None:
+    def fails(_meta: dict[str, Any], payloads: list[memoryview]) -> memoryview:
+        raise MemoryError(len(payloads))
+
+    negotiation = Negotiation(2, fails)
+    submit(negotiation, 0, "a", payload=b"0")
+    errors = told(submit(negotiation, 1, "a", payload=b"1"))
+    assert errors == dict.fromkeys((0, 1), "rank 0 could not combine it: MemoryError: 2")
 
 
 def test_a_disagreement_is_an_error_on_every_rank_and_says_what_each_had() -> None:

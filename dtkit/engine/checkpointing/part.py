@@ -56,26 +56,10 @@ class Checkpoints(Part):
         """Let checkpoints hold these objects, and not what is found in the cell."""
         self._given = dict(objects)
 
-    def go_on_from(self, folder: Path) -> Path:
-        """Load the registered objects, the random state and the data position.
-
-        Args:
-            folder: a checkpoint, or a folder with some.
-
-        Returns:
-            The checkpoint, the same on all ranks.
-
-        Raises:
-            CheckpointError: there is none, or a rank cannot load it; on all ranks.
-        """
+    def go_on_from(self, path: Path) -> None:
+        """Load the registered objects, the random state and the data position."""
         position, ranks = self._run.position, self._ranks
-        if self._pending is not None:  # it shall be the newest
-            with contextlib.suppress(CheckpointError):  # `_ended` has told it
-                self._pending.wait()
-        if self._run.wire is not None:
-            self._run.wire.before_collective()
-        path = ranks.agreed(folder)
-        extra = ranks.each(lambda: load(path, self._given, ranks.rank, ranks.num))
+        extra = load(path, self._given, ranks.rank, ranks.num)
         optimizers = _optimizers(self._given)
         if self._run.autopilot is not None:
             self._run.autopilot.settle(optimizers.values())
@@ -95,7 +79,6 @@ class Checkpoints(Part):
             self._run.controls.change(0, extra.get("controls", {}))
             self._say(f"resumed from {where}")
         self.resume_from = None
-        return path
 
     def take(self, objects: dict[str, Any], mark: dict[str, Any] | None = None) -> Pending:
         """Begin to write a checkpoint of `objects`, of what was registered, or of what is found.

@@ -93,8 +93,10 @@ class Gradients:
 
     @property
     def is_begun(self) -> bool:
-        """Whether there are gradients that are not reduced yet."""
-        return any(s.num_left < self._num_passes and not s.is_done for s in self._slots())
+        """Whether there are gradients that are not reduced yet, unless their pass raised."""
+        return self._pass is None and any(
+            s.num_left < self._num_passes and not s.is_done for s in self._slots()
+        )
 
     def take_part_in(self, memory: Memory) -> None:
         """Let a run's memory hold what compression leaves out."""
@@ -145,10 +147,10 @@ class Gradients:
             torch.autograd.Variable._execution_engine.queue_callback(self._end_pass)  # noqa: SLF001
 
     def _end_pass(self) -> None:
-        self._pass = None
         if any(slot.is_now and slot.num_left <= 0 for slot in self._slots()):
             waiting = [b for b in self._buckets if b.handle or not b.is_settled()]
             self._settle(waiting, is_final=False)
+        self._pass = None
 
     def _settle(self, waiting: Sequence[Bucket], *, is_final: bool) -> None:
         for bucket in waiting:
