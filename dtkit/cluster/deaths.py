@@ -20,6 +20,7 @@ _NUM_LINES = 8
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _OWN_LINE = re.compile(r"\d{4}-\d\d-\d\d .*\[(Engine|KernelNanny)[.\]]|Extension modules: |\s*$")
 _CRASH = "Fatal Python error: "  # as faulthandler begins, the innermost frame first
+_CELL = re.compile(r"Handling execute_request: .*")  # as ipykernel begins a cell
 _KILL_TIMEOUT_S = 2.0
 
 
@@ -40,8 +41,12 @@ def exit_text(code: int | None, oom_kills: tuple[int, int] = (0, 0)) -> str:
 
 
 def last_words(log: str) -> str:
-    """Return the few lines of an engine's log that tell most, without ipyparallel's own."""
-    _, crash, stack = _ANSI.sub("", log).rpartition(_CRASH)
+    """Return the few lines of an engine's log that tell most, without ipyparallel's own.
+
+    What an earlier cell has left there, such as its traceback, did not end the engine.
+    """
+    of_last_cell = _CELL.split(_ANSI.sub("", log))[-1]
+    _, crash, stack = of_last_cell.rpartition(_CRASH)
     lines = [line for line in stack.splitlines() if not _OWN_LINE.match(line)]
     if crash:
         return "\n".join([crash + lines[0], *lines[1:_NUM_LINES]])

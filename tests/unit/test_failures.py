@@ -69,9 +69,17 @@ def test_an_exit_code_in_words() -> None:
 
 
 def test_the_last_words_are_not_those_of_ipyparallel() -> None:
-    own = "2026-11-24 16:01:04.359 [Engine.1.1] Handling execute_request: 1\n"
+    own = "2026-11-24 16:01:04.359 [Engine.1.1] Aborting queue\n"
     assert last_words("useful\n" + own) == "useful"
     crash = "Fatal Python error: Segmentation fault\n\nCurrent thread 0x1:\n  File a\n"
     assert last_words(own + crash + own).splitlines() == [
         "Fatal Python error: Segmentation fault", "Current thread 0x1:", "  File a",
     ]  # fmt: skip
+
+
+def test_the_last_words_are_not_those_of_an_earlier_cell() -> None:
+    cell = "2026-11-24 16:01:04.359 [Engine.1.1] Handling execute_request: 1_2\n"
+    earlier = cell + "2026-11-24 16:01:04.4 [Engine.1.1] Exception in execute request:\nValueError\n"
+    assert last_words(earlier) == "ValueError"
+    assert last_words(earlier + cell) == ""
+    assert last_words(earlier + cell + "terminate called\n") == "terminate called"
