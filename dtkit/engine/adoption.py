@@ -87,7 +87,8 @@ class Adoption:
 
     def equalize(self, optimizers: Iterable[Optimizer]) -> None:
         """Make the weights of models equal that were there before the cell."""
-        params = [p for optimizer in optimizers for p in parameters_of(optimizer)]
+        held = map(parameters_of, optimizers)  # in parts also where the model is gone
+        params = [p for ps in held if not already_distributed(ps, ()) for p in ps]
         models = find_models(params)
         taken = [
             m for m in models if layout_of([m]) or already_distributed(list(m.parameters()), [m])

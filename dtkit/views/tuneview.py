@@ -37,6 +37,7 @@ class BatchTrial:
         samples_per_s: over all ranks; NaN if it did not run.
         peak_gib: the largest of the ranks'.
         error: what it failed with.
+        num_timed: steps that `samples_per_s` is the median of; 0: it is of one that warmed up.
     """
 
     batch_size: int
@@ -44,6 +45,12 @@ class BatchTrial:
     samples_per_s: float = math.nan
     peak_gib: float = math.nan
     error: str = ""
+    num_timed: int = 0
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether it is known how fast it is."""
+        return self.samples_per_s > 0
 
 
 def batch_bundle(
@@ -57,7 +64,7 @@ def batch_bundle(
         proposal: what to write, in one line.
         notes: what the user should know.
     """
-    known = [t for t in trials if t.samples_per_s > 0]
+    known = [t for t in trials if t.is_timed]
 
     def draw(axes: Any) -> None:
         axes.plot([t.batch_size for t in known], [t.samples_per_s for t in known], "o-", color=BLUE)

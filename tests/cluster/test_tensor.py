@@ -191,6 +191,16 @@ def test_what_cannot_be_is_refused(rig: Rig, kind: str, options: str, answer: st
         rig.session.execute(f"model = {model}\n{divided(options)}")
 
 
+def test_an_optimizer_whose_model_is_gone_does_not_end_the_next_run(rig: Rig) -> None:
+    """As after a cell that made a new model, and failed before it made the optimizer."""
+    rig.session.execute(
+        f"model = MLP()\n{divided()}\noptimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        "del model"
+    )
+    rig.train("import gc; gc.collect()")
+    rig.train("done = 1")
+
+
 @pytest.mark.parametrize("options", ["", ", num_ranks=2"])
 def test_it_goes_on_after_a_rank_has_failed(rig: Rig, options: str) -> None:
     assert_goes_on(rig, "gpt", divided(options), has_copies=bool(options))

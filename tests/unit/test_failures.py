@@ -79,7 +79,9 @@ def test_the_last_words_are_not_those_of_ipyparallel() -> None:
 
 def test_the_last_words_are_not_those_of_an_earlier_cell() -> None:
     cell = "2026-11-24 16:01:04.359 [Engine.1.1] Handling execute_request: 1_2\n"
-    earlier = cell + "2026-11-24 16:01:04.4 [Engine.1.1] Exception in execute request:\nValueError\n"
+    earlier = (
+        cell + "2026-11-24 16:01:04.4 [Engine.1.1] Exception in execute request:\nValueError\n"
+    )
     assert last_words(earlier) == "ValueError"
     assert last_words(earlier + cell) == ""
     assert last_words(earlier + cell + "terminate called\n") == "terminate called"

@@ -110,6 +110,20 @@ def test_the_knee_is_the_smallest_that_is_nearly_as_fast() -> None:
     assert "out of memory" in bundle["text/plain"]
 
 
+def test_one_quick_step_does_not_make_a_batch_the_fastest() -> None:
+    def make(recipe: Recipe, options: Any) -> FakeRun:
+        # One epoch of 1000 samples over two ranks: 128 and more are timed by one step, or none.
+        size = recipe.batch_size
+        assert size is not None
+        num = min(options.max_steps, 1000 // (2 * size))
+        return FakeRun(steps(num, 2 * size, 10.0 if size <= 64 else 1.0))
+
+    tuning = searched(FakeTrials(make))
+    assert tuning.largest == 256
+    assert tuning.knee == 64
+    assert [note for note in tuning.notes if note.startswith("samples/s of 128, 256: ")]
+
+
 def test_nothing_fits_and_it_is_said() -> None:
     tuning = searched(FakeTrials(device(4)))
     assert (tuning.largest, tuning.knee) == (None, None)

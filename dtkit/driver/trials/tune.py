@@ -32,6 +32,8 @@ _KNEE = 0.9
 """The smallest batch with this share of the best throughput is the knee."""
 _WARM_STEPS = 2
 """Steps of a trial that are not timed: they load what later ones find loaded."""
+_SURE_STEPS = 3
+"""Steps that have to be timed: of one or two, what happens beside them may be most."""
 _PRECISION = 8
 """The largest batch is found to within one part in so many."""
 _DIVERGED = 4.0
@@ -124,7 +126,9 @@ class BatchTuning:
     @property
     def knee(self) -> int | None:
         """The smallest batch that is nearly as fast as the fastest; None: none was found."""
-        rates = {t.batch_size: t.samples_per_s for t in self.trials if t.samples_per_s > 0}
+        timed = [t for t in self.trials if t.is_timed]
+        sure = [t for t in timed if t.num_timed >= _SURE_STEPS] or timed
+        rates = {t.batch_size: t.samples_per_s for t in sure}
         best = max(rates.values(), default=math.nan)
         return min((b for b, rate in rates.items() if rate >= _KNEE * best), default=None)
 
@@ -155,6 +159,12 @@ class BatchTuning:
                     break
         if trials.is_stopped():
             self.notes.append("stopped: larger batches may fit")
+        unsure = [t.batch_size for t in self.trials if t.is_timed and t.num_timed < _SURE_STEPS]
+        if unsure:
+            self.notes.append(
+                f"samples/s of {', '.join(map(str, unsure))}: fewer than {_SURE_STEPS} full "
+                "batches were timed; let the cell run more epochs, or take more --steps"
+            )
 
     def _options(self) -> TrialOptions:
         return TrialOptions(
@@ -177,9 +187,10 @@ class BatchTuning:
             return BatchTrial(size, "more than the data")
         # The last batch of an epoch is smaller, and the first steps load what is missing.
         full = np.flatnonzero(samples >= 0.999 * wanted)
-        timed = full[full >= _WARM_STEPS] if len(full) > _WARM_STEPS else full[-1:]
+        warm = full[full >= _WARM_STEPS]
+        timed = warm if len(warm) else full[-1:]
         rate = float(np.median(history["samples_per_s"][timed]))
-        return BatchTrial(size, "fits", rate, run.view().peak_gib)
+        return BatchTrial(size, "fits", rate, run.view().peak_gib, num_timed=len(warm))
 
     def proposal(self) -> str:
         """Return what to write, in one line."""
