@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from dtkit.driver.runs.run import Run
 
-pytestmark = pytest.mark.alone
-
 LOOP = """
 import time
 took_s = 0.0
@@ -136,6 +134,7 @@ def test_nothing_stays_patched(rig2: Rig) -> None:
     assert rig2.common(f"all(a is b for a, b in zip(before, {names}))")
 
 
+@pytest.mark.alone
 def test_a_planted_straggler_is_found(rig2: Rig) -> None:
     run = train(rig2, in_forward="pause(0.12 if rank == 1 else 0.0)")
     planted_ms = 1000 * rig2.values("took_s / num_steps")[1]
@@ -147,6 +146,7 @@ def test_a_planted_straggler_is_found(rig2: Rig) -> None:
     assert "for rank 1, which computes" in advise(found)[0]
 
 
+@pytest.mark.alone
 def test_a_planted_data_stall_is_found(rig2: Rig) -> None:
     run = train(rig2, in_data="pause(0.006 if rank == 0 else 0.0)")
     planted_ms = 1000 * rig2.values("took_s / num_steps")[0]
@@ -157,6 +157,7 @@ def test_a_planted_data_stall_is_found(rig2: Rig) -> None:
     assert "for rank 0, whose DataLoader" in advise(found)[0]
 
 
+@pytest.mark.alone
 def test_a_planted_slow_link_is_found(rig2: Rig) -> None:
     rig2.session.execute(SLOW_LINK)
     try:
