@@ -15,8 +15,6 @@ from testbed.network import HEADER_BYTES, Network, why_no_network
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.alone
-
 SPECS = ["none", "fp16", "bf16", "int8", "int4", "sign", "topk:0.05", "powersgd:4"]
 NUM_STEPS = 12
 FRAMES_BYTES = 2500
