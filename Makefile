@@ -26,7 +26,8 @@ setup: $(STAMP) ## create .venv and install dtkit into it (the other targets do 
 $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -c 'import pip' 2>/dev/null || { $(check-python) && $(create-venv); }
 	@echo "Installing dtkit and what it needs into $(VENV) (the first time takes some minutes)"
-	@$(PIP_INSTALL) --constraint constraints.txt --editable '.[dev,live]'
+	@$(PIP_INSTALL) --no-compile --constraint constraints.txt --editable '.[dev,live]'
+	@$(compile)
 	@touch $@
 	@echo "Ready: $$($(BIN)/python --version) in $(VENV)"
 
@@ -45,12 +46,11 @@ endif
 test-long: ## run them with what they leave out for its time; CONTRIBUTING.md lists it
 	@$(MAKE) --no-print-directory test LONG=--long
 
-# One after the other, the quick ones first, and the tests through the README's own command.
+# The quick ones first, types beside the documentation, and the tests through the README's own command.
 check: $(STAMP) ## what CI runs: format, lint, types, documentation, tests
 	@$(MAKE) --no-print-directory format-check
 	@$(MAKE) --no-print-directory lint
-	@$(MAKE) --no-print-directory types
-	@$(MAKE) --no-print-directory site
+	@$(MAKE) --no-print-directory --jobs --output-sync types site
 	@$(MAKE) --no-print-directory test
 
 format-check: $(STAMP)
@@ -123,6 +123,11 @@ define check-python
     || { echo "$(PYTHON) is $$("$(PYTHON)" --version 2>&1). $(NEED_PYTHON)" >&2; exit 1; }; \
   "$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null \
     || { echo "$(PYTHON) cannot create environments. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }; }
+endef
+
+# What pip does on one core, and for the packages' own tests as well; a file for another Python fails.
+define compile
+$(BIN)/python -W ignore -m compileall -qq -j 0 -x '/tests/' $(VENV)/lib || true
 endef
 
 define create-venv

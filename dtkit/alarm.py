@@ -29,6 +29,12 @@ class Alarm:
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
                 loop.call_soon_threadsafe(wake)
 
+    def ring_in(self, seconds: float) -> None:
+        """Ring after some time."""
+        timer = threading.Timer(seconds, self.ring)
+        timer.daemon = True
+        timer.start()
+
     def wait(self, timeout_s: float) -> None:
         """Wait, blocking the thread, until it rings, and no longer than `timeout_s`."""
         self._rung.wait(timeout_s)

@@ -158,7 +158,11 @@ OVER = ("finished", "stopped", "failed")
 
 @dataclass(frozen=True, slots=True)
 class RankEnded:
-    """The rank left the run. state: one of `OVER`."""
+    """The rank left the run. state: one of `OVER`.
+
+    summary: `optimizer`, the leading one's class, and `sent_bytes`, what the rank sent after its
+    last step to make all ranks equal, if it did.
+    """
 
     rank: int
     state: str

@@ -25,7 +25,7 @@ from dtkit.engine.recorder import Recorder
 from dtkit.engine.reduce.wire import Wire
 from dtkit.engine.stepping import Stepping
 from dtkit.engine.watch import Watch
-from dtkit.events import Note, RankEnded, RankStarted
+from dtkit.events import Note, RankStarted
 from dtkit.horovod.place import place_of
 from dtkit.horovod.rendezvous import make_group
 from dtkit.options import RunOptions
@@ -106,8 +106,7 @@ class Training:
         self._stack.close()
         if self._autopilot is not None and self.rank == 0:
             self._note(self._autopilot.summary())
-        steps, elapsed_s = self._recorder.num_steps, self._recorder.elapsed_s
-        self._recorder.emit(RankEnded(self.rank, "finished", steps, elapsed_s))
+        self._recorder.ended("finished")
         self._recorder.close()
         dist.barrier()
         if self._run is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import gc
 import importlib
 import json
 import logging
@@ -35,11 +36,16 @@ class _NoShellThread:
 
 
 def _preload() -> None:
-    # A broken torch is reported by the first call that needs it, with its
-    # traceback on the driver; here nobody would see it.
-    for name in os.environ.get("DTKIT_PRELOAD", "").split(","):
-        if name:
-            importlib.import_module(name)
+    gc.disable()  # it would go through what is loaded again and again: a fifth of the time
+    try:
+        # A broken torch is reported by the first call that needs it, with its
+        # traceback on the driver; here nobody would see it.
+        for name in os.environ.get("DTKIT_PRELOAD", "").split(","):
+            if name:
+                importlib.import_module(name)
+    finally:
+        gc.freeze()  # it is there for the life of the process
+        gc.enable()
 
 
 def _let_cells_await() -> None:

@@ -163,6 +163,7 @@ class Engines(Roster):
                 client._mux_stream,  # noqa: SLF001
                 code,
                 silent=False,
+                metadata={"dtkit_ranks": list(ranks)},
                 ident=ident,
                 message_future_hook=listen,
             )

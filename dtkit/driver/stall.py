@@ -90,10 +90,12 @@ def _in_vain(places: tuple[RankPlace, ...]) -> str:
         return ""
     line = f" (cell line {waiting[0].line})" if waiting[0].line is not None else ""
     verb = "waits" if len(waiting) == 1 else "wait"
+    # What has no number may be under way for all that the supervisor knows.
+    press = "■" if all(place.sequence is not None for place in waiting) else "■ twice"
     return (
         f"the cell has ended on {format_ranks(ended)}, and "
         f"{format_ranks([place.rank for place in waiting])} {verb} in vain "
-        f"{describe(waiting[0])}{line}: it makes more steps there. ■ twice frees all"
+        f"{describe(waiting[0])}{line}: it makes more steps there. {press} frees all"
     )
 
 

@@ -7,11 +7,11 @@ same code serves a cell that awaits (clicks are served) and one that blocks.
 from __future__ import annotations
 
 import signal
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 from dtkit.driver.boundary import Boundary
+from dtkit.driver.deadlock import Deadlock
 from dtkit.driver.failures import failure_of
 from dtkit.errors import RankError
 
@@ -73,6 +73,7 @@ class Supervisor:
         self._has_steps = has_steps
         self._is_free = is_free
         self._boundary = Boundary(engines, note, is_free=is_free)
+        self._deadlock = Deadlock(engines)
         self.phase: str = "running"
         """running, pausing, paused, stopping or interrupting."""
         self._is_cut = False
@@ -154,7 +155,7 @@ class Supervisor:
 
     def _is_users_doing(self) -> bool:
         """Whether the ranks failed only because the user interrupted them."""
-        return (self._requests.num_interrupts > 0 or self._requests.is_now) and all(
+        return self._requests.is_stop and all(
             f.is_echo or f.ename == "KeyboardInterrupt" or f.rank in self.replaced
             for f in self._failures()
         )
@@ -197,24 +198,21 @@ class Supervisor:
         if self._failed_s is None:
             if self._execution.has_failed(_STOPPED):
                 self._failed_s = time.monotonic()
-                self._ring_soon()
+                self._requests.alarm.ring_in(_GRACE_S)
             return False
         return time.monotonic() - self._failed_s >= _GRACE_S
 
     def _stop(self, ranks: tuple[int, ...]) -> None:
-        if self._is_halted:
-            return
-        self.phase = "stopping"
-        if self._has_steps:
-            self._is_halted = self._boundary.halt(ranks, "stop")
-        else:
-            self._interrupt(ranks)
-            self._is_halted = True
-
-    def _ring_soon(self) -> None:
-        timer = threading.Timer(_GRACE_S, self._requests.alarm.ring)
-        timer.daemon = True
-        timer.start()
+        if not self._is_halted:
+            self.phase = "stopping"
+            if self._has_steps:
+                self._is_halted = self._boundary.halt(ranks, "stop")
+            else:
+                self._interrupt(ranks)
+                self._is_halted = True
+        # No boundary comes where ranks wait for one that has ended the cell.
+        elif self._deadlock.look(ranks, tuple(self._execution.replies)):
+            self._release(ranks)
 
     def _free(self, ranks: tuple[int, ...]) -> None:
         """Free ranks that wait for one that failed; let those that compute come to an end alike.
@@ -231,7 +229,7 @@ class Supervisor:
             if is_late:
                 self._interrupt(ranks)
         else:
-            self._ring_soon()
+            self._requests.alarm.ring_in(_GRACE_S)
 
     def _release(self, ranks: tuple[int, ...]) -> None:
         """Free ranks from collectives that can never end."""

@@ -127,7 +127,7 @@ class Shares:
 
     def _draw(self, shares: deque[Share]) -> Iterator[list[Any]]:
         # Here and not in __iter__, which torch calls twice when there are workers.
-        (num_skipped, then), self._skipped = self._skipped, (0, _do_nothing)
+        num_skipped, then = self._take_skipped()
         self._begun()
         full = 0
         batches = merge(self._receive(), self._num_merged, drop_last=self._drop_last)
@@ -142,6 +142,11 @@ class Shares:
             least = 2 if full >= 2 * self._world_size and len(batch) > 1 else 1
             yield self._give(split(batch, self._rank, self._world_size, least), shares)
         self._ended()
+
+    def _take_skipped(self) -> tuple[int, Callable[[], None]]:
+        """Return what the iteration that begins leaves out; the next one leaves out nothing."""
+        skipped, self._skipped = self._skipped, (0, _do_nothing)
+        return skipped
 
     def _begun(self) -> None:
         self.drawn = None if self.num_samples is None else Drawn(self.num_samples)

@@ -64,6 +64,7 @@ class Recorder:
         self.rank = rank
         self._interval_s = flush_interval_s(num_ranks)
         self.num_steps: int = 0
+        """Counted by whoever sees a step end; what is logged from then on is that step's."""
         self.batch_size: int = 0
         self.num_holders = 1
         self.has_sent: bool = False
@@ -158,7 +159,7 @@ class Recorder:
         self._device_losses = []
 
     def stepped(self, lr: float, ratio: float = 1.0) -> None:
-        """Close the step: everything since the last one belongs to it.
+        """Close the row of step number `num_steps`: everything since the last row belongs to it.
 
         Args:
             lr: the learning rate.
@@ -168,7 +169,6 @@ class Recorder:
             self.held(ratio)
             self._loss, self._device_losses = self._held_loss, self._held_on_device
         now_s = time.perf_counter()
-        self.num_steps += 1
         if len(self._ring) == RING_STEPS:
             self._num_dropped += 1
         self._ring.append((
@@ -206,6 +206,12 @@ class Recorder:
     def emit(self, event: Event) -> None:
         """Send an event with the next batch."""
         self._outbox.append(event)
+
+    def ended(self, state: str, summary: dict[str, Any] | None = None) -> None:
+        """Say that the rank has left the run; what it sent after its last step has no row."""
+        rest = {"sent_bytes": self._sent_bytes} if self._sent_bytes else {}
+        summary = {**(summary or {}), **rest}
+        self.emit(RankEnded(self.rank, state, self.num_steps, self.elapsed_s, summary))
 
     def close(self) -> None:
         """Send what is left and end the thread."""

@@ -29,7 +29,7 @@ from dtkit.engine.reduce import Wire
 from dtkit.engine.refusal import or_refuse, readmit
 from dtkit.engine.stepping import Stepping
 from dtkit.engine.watch import Watch
-from dtkit.events import Note, RankEnded, RankStarted
+from dtkit.events import Note, RankStarted
 from dtkit.recipe import Recipe
 from dtkit.strategy import Strategy
 
@@ -160,12 +160,7 @@ class ActiveRun:
                 self._note_if_first(self._precision.summary())
             lead = self._watch.lead
             summary = {} if lead is None else {"optimizer": type(lead).__name__}
-            self.recorder.emit(
-                RankEnded(
-                    self._group.rank, state, self.recorder.num_steps, self.recorder.elapsed_s,
-                    summary,
-                )
-            )  # fmt: skip
+            self.recorder.ended(state, summary)
             self.recorder.close()
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:

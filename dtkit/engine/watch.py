@@ -131,9 +131,14 @@ class Watch(Gate):
         elif self._leads(optimizer):
             self._control.stepped()
             self.position.stepped()
-            self._recorder.stepped(self.stepping.lr.used_by(optimizer), self.stepping.ratio)
-            for tell in self._tell["after_step"]:
-                tell(optimizer, self._control.num_steps)
+            self._recorder.num_steps += 1
+            lr = self.stepping.lr.used_by(optimizer)  # before a part may change it
+            try:
+                for tell in self._tell["after_step"]:
+                    tell(optimizer, self._control.num_steps)
+            finally:
+                # What they send and wait for after the step is this step's, not the next one's.
+                self._recorder.stepped(lr, self.stepping.ratio)
             if self._recorder.num_steps == _ESTIMATE_AT_STEP:
                 self._estimate_total()
             self._feeding.num_batches = 0

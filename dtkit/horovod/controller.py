@@ -60,7 +60,8 @@ class Handle:
         self._launched = threading.Event()
         self._taking = threading.Lock()
         """Held while the result is made, which is done once."""
-        self.free_s: float = time.monotonic() + _CYCLE_S
+        self.submitted_s: float = time.monotonic()
+        self.free_s: float = self.submitted_s + _CYCLE_S
         self._error: BaseException | None = None
         self._result: Any = None
 

@@ -129,6 +129,13 @@ class RankSeries:
         found: Floats = rows_of(self.ring[None], steps)[0]
         return found
 
+    def ended_s(self, step: int) -> float:
+        """Return when a step ended, since the run's start; inf: not yet; NaN: it is not kept."""
+        if step > self.step:
+            return math.inf
+        number, time_s = self.ring[:2, (step - 1) % WINDOW]
+        return float(time_s) if number == step else math.nan
+
     def view(self, recent: Sequence[float]) -> RankView:
         """Return it as it is now; `recent` is its row of `recent_of`."""
         step_ms, data_ms, comm_ms, rate = recent

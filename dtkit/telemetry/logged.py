@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ import numpy as np
 from dtkit.events import LogBatch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dtkit.telemetry._series import Rows
 
 __all__ = ["Logged"]
@@ -20,8 +23,10 @@ class Logged:
 
     Args:
         rows: the run's.
-        is_free: whether its ranks make steps without each other: a metric belongs to the row that
-            was there when it was logged, and waits for it.
+        ended_s: returns when a rank's step ended, since the run's start; inf: not yet; NaN: it
+            is not kept.
+        is_free: whether its ranks make steps without each other: a metric belongs to the row of
+            its rank's step, and waits for it.
 
     Attributes:
         values: by metric and step, the sum over the ranks and how many they were.
@@ -29,11 +34,11 @@ class Logged:
         staleness: how many steps of free ranks were made without so many updates of others.
     """
 
-    def __init__(self, rows: Rows, *, is_free: bool) -> None:
+    def __init__(self, rows: Rows, ended_s: Callable[[int, int], float], *, is_free: bool) -> None:
         self.values: dict[str, dict[int, tuple[float, float]]] = {}
         self.time_s: dict[int, float] = {}
         self.staleness: Counter[int] = Counter()
-        self._rows, self._is_free = rows, is_free
+        self._rows, self._ended_s, self._is_free = rows, ended_s, is_free
         self._early: list[LogBatch] = []
 
     def take(self, event: LogBatch, *, is_over: bool) -> None:
@@ -44,11 +49,12 @@ class Logged:
             is_over: whether all ranks have ended, so that no row will come any more.
         """
         for i, time_s in enumerate(event.time_s):
-            if self._is_early(time_s) and not is_over:
+            step = self._step_of(event, i) if self._is_free else event.step[i]
+            if step is None and not is_over:
                 rest = (event.step[i:], event.time_s[i:], event.metrics[i:])
                 self._early.append(LogBatch(event.rank, *rest))
                 return
-            step = self.step_at(time_s) if self._is_free else event.step[i]
+            step = self.step_at(time_s) if step is None else step
             self.time_s[step] = time_s
             for name, value in event.metrics[i].items():
                 total, count = self.values.setdefault(name, {}).get(step, (0.0, 0))
@@ -67,7 +73,10 @@ class Logged:
         """Return which step of free ranks was under way then."""
         return max(1, int(np.searchsorted(self._rows["time_s"], time_s, side="right")))
 
-    def _is_early(self, time_s: float) -> bool:
-        """Return whether the row that a metric belongs to is not there yet."""
+    def _step_of(self, event: LogBatch, index: int) -> int | None:
+        """Return the row of the step that a metric belongs to; None: it is not there yet."""
+        time_s = self._ended_s(event.rank, event.step[index])
+        if math.isnan(time_s):  # before the first step, too
+            time_s = event.time_s[index]
         is_here = self._rows.num > 0 and time_s <= self._rows["time_s"][-1]
-        return self._is_free and not is_here
+        return self.step_at(time_s) if is_here else None

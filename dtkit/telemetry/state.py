@@ -96,7 +96,9 @@ class RunState:
         self._best_loss = math.inf
         self._total_steps: int | None = None
         self._notes: dict[str, None] = {}
-        self._logged = Logged(self._rows, is_free=is_free)
+        self._logged = Logged(
+            self._rows, lambda rank, step: self._ranks[rank].ended_s(step), is_free=is_free
+        )
         self._end_unix_s: float | None = None
         self._arrivals = Arrivals()
         self._controls = ControlsState()

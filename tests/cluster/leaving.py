@@ -13,6 +13,7 @@ for _ in steps:
     if run.view().step >= 3 and not said:
         said = True
         print("training", session.id, flush=True)
+    run.requests.alarm.wait(0.02)
 """
 """The end of a driver's script: it follows its run, `steps`."""
 

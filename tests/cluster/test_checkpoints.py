@@ -14,6 +14,7 @@ from dtkit.options import RunOptions
 from dtkit.recipe import Recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from rig import Rig
@@ -262,5 +263,64 @@ def test_checkpoints_outside_a_run(rig: Rig, tmp_path: Path) -> None:
     rig.session.execute(f"dtkit.resume({str(tmp_path)!r}, net=net, own=own)")
     assert rig.common("bool((net.weight == before).all())")
     assert rig.values("own.weight.tolist()") == [[[0.0] * 3], [[1.0] * 3]]
+    run = rig.session.train(f"start = dtkit.resume({str(tmp_path)!r}, net=net, own=own)")
+    assert rig.common("start.step") == 4
+    assert any("written outside of a run: weights" in note for note in run.notes)
     with pytest.raises(RankError, match="outside a run name a folder and objects"):
         rig.session.execute("dtkit.checkpoint(net=net)")
+
+
+@pytest.fixture
+def folders(rig: Rig, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """What `ckpt` is on rank 0 and on rank 1, as if each host had a disk of its own."""
+    save = f"dtkit.checkpoint({str(tmp_path / 'ckpt')!r}, net=net)"
+    rig.session.execute("import os; before = os.getcwd(); net = nn.Linear(64, 10)")
+    for _ in range(2):
+        rig.session.execute(f"net.weight.data.add_(1); {save}")
+    places = []
+    for rank in rig.session.ranks:
+        places.append(tmp_path / f"host-{rank}" / "ckpt")
+        places[rank].mkdir(parents=True)
+        for path in whole(tmp_path / "ckpt"):
+            (places[rank] / path.name).symlink_to(path)
+    rig.session.execute(f"os.chdir({str(tmp_path)!r} + f'/host-{{rank}}')")
+    yield places[0], places[1]
+    rig.session.execute("os.chdir(before)")
+
+
+def test_all_ranks_load_the_newest_that_the_first_one_sees(
+    rig: Rig, folders: tuple[Path, Path]
+) -> None:
+    (folders[0] / "step-00000001").unlink()  # still being written, as far as rank 0 knows
+    rig.session.execute("start = dtkit.resume('ckpt', net=net)")
+    assert rig.common("start.path.name, start.step") == ("step-00000000", 0)
+    rig.assert_same_weights("net")
+    rig.session.execute("start = dtkit.resume('ckpt', net=net)", ranks=[1])
+    assert rig.values("start.step") == [0, 1]
+
+
+def test_what_a_rank_cannot_load_is_an_error_on_all(rig: Rig, folders: tuple[Path, Path]) -> None:
+    other = folders[1] / "step-00000001"
+    rig.session.execute("apart = nn.Linear(64 + rank, 10)")
+    cases = {
+        "ckpt": ("net", "rank 1: ckpt/step-00000001/checkpoint.json is not on "),
+        "ckpt/step-00000000": ("apart", r"rank 1: net.weight has shape \(10, 65\) here"),
+        "ckpt/step-00000001": ("net", "step-00000001 is not the same on all ranks"),
+    }
+    for path, (name, message) in cases.items():
+        other.unlink(missing_ok=True)
+        if path == "ckpt/step-00000001":
+            other.symlink_to(folders[1] / "step-00000000")
+        with pytest.raises(RankError, match=message) as caught:
+            rig.session.execute(f"dtkit.resume({path!r}, net={name})")
+        assert [f.ename for f in caught.value.causes] == ["CheckpointError"] * 2
+
+
+def test_a_checkpoint_that_is_being_written_is_waited_for(rig: Rig) -> None:
+    run = rig.session.train(
+        "model = nn.Linear(64, 10)\n"
+        "pending = dtkit.checkpoint(model=model)\n"
+        "start = dtkit.resume(pending.path.parent, model=model)"
+    )
+    assert rig.common("start.path == pending.path")
+    assert checkpoints(run)[-1].name == "step-00000000"

@@ -45,6 +45,7 @@ run, steps = session.training(cell, name="lasting")
 """
 DRIVER += SAY_WHEN_IT_TRAINS
 CELL = """
+import time
 import torch
 
 kept = "state"
@@ -54,6 +55,7 @@ while True:
     optimizer.zero_grad()
     model(torch.ones(8, 4)).square().mean().backward()
     optimizer.step()
+    time.sleep(0.01)  # as slow as a larger model: the machine is for what is waited for
 """
 
 

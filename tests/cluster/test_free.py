@@ -59,9 +59,12 @@ def test_what_answers_carry_is_counted_too(rig4: Rig, strategy: str, vectors: fl
     num = rig4.common(
         "sum(t.numel() for t in model.state_dict().values() if t.is_floating_point())"
     )
-    sent = run.history["sent_bytes"]  # NaN in the first row of each rank
+    sent = run.history["sent_bytes"]
     assert len(sent) > 150
-    assert 0.8 < np.nanmean(sent) / (4 * num * vectors) < 1.2
+    assert 0.8 < sent.mean() / (4 * num * vectors) < 1.2
+    assert sum(summary.get("sent_bytes", 0) for summary in run.summaries) > 0
+    if strategy != "gossip":  # in which a partner may be gone
+        assert np.isfinite(run.history["divergence"]).all()
 
 
 @pytest.mark.parametrize(

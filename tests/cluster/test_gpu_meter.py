@@ -79,6 +79,7 @@ def recorded(device: torch.device, folder: Path) -> list[GpuUse]:
     sent: list[Event] = []
     recorder = Recorder(3, device, 0.0, folder / "rank-3.jsonl", sent.extend)
     recorder.start()
+    recorder.num_steps += 1
     recorder.stepped(0.1)
     recorder.close()
     return [event for event in sent if isinstance(event, GpuUse)]

@@ -183,12 +183,13 @@ def test_without_its_controller_nobody_can_take_it_over(
 
 def posted(record: SessionRecord) -> tuple[Identity, int]:
     """Start a guardian that has begun to watch; with a descriptor that tells of its end."""
-    guardian = post(record.dir)
-    assert guardian is not None
-    replace(record, guardian=guardian).write()
-    is_ready = f"SigBlk:\t{1 << (signal.SIGTERM - 1):016x}"  # it asks for the signal itself
-    status = Path(f"/proc/{guardian.pid}/status")
-    wait_until(lambda: is_ready in status.read_text(), "the guardian, which watches")
+    with records.locked(record.dir):  # its first look waits; between looks it blocks no signal
+        guardian = post(record.dir)
+        assert guardian is not None
+        replace(record, guardian=guardian).write()
+        is_ready = f"SigBlk:\t{1 << (signal.SIGTERM - 1):016x}"
+        status = Path(f"/proc/{guardian.pid}/status")
+        wait_until(lambda: is_ready in status.read_text(), "the guardian, which watches")
     return guardian, os.pidfd_open(guardian.pid)
 
 

@@ -204,3 +204,14 @@ def test_a_paused_run_can_be_stopped(rig2: Rig) -> None:
     drive(steps)
     assert run.state == "stopped"
     assert run.history.num_steps == rig2.common("num_steps")
+
+
+def test_one_stop_is_enough_when_a_rank_has_made_fewer_steps(rig2: Rig) -> None:
+    run, steps = rig2.session.training(LOOP.replace("EPOCHS", "1 + (rank == 0)"))
+    for _ in steps:
+        if run.view().ranks[1].state == "finished" and not run.requests.is_stop:
+            run.stop()
+        threading.Event().wait(0.01)
+    assert run.state == "stopped"
+    assert rig2.values("num_steps") == [15, 15]
+    assert rig2.common("dist.all_reduce(t := torch.ones(1)); t.item()") == 2.0

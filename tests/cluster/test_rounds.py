@@ -95,6 +95,10 @@ def test_what_is_done_is_said_and_measured(rig2: Rig) -> None:
     assert any("weights averaged every 8 steps" in note for note in run.notes)
     divergence = run.history["divergence"]
     assert [i + 1 for i, value in enumerate(divergence) if value > 0] == [8, 16, 24, 32, 40, 42]
+    sent = run.history["sent_bytes"]
+    assert [i + 1 for i, value in enumerate(sent) if value != 0] == [8, 16, 24, 32, 40]
+    # The last round ends the run, and no step.
+    assert [summary["sent_bytes"] for summary in run.summaries] == [sent.max()] * 2
 
 
 UNEVEN = """

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.alone
 
 TRAINING = """%%dist_train --name lasting
+import time
 import torch
 model = torch.nn.Linear(4, 1)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -25,6 +26,7 @@ for _ in range(10**6):
     optimizer.zero_grad()
     model(torch.ones(8, 4)).square().mean().backward()
     optimizer.step()
+    time.sleep(0.01)  # as slow as a larger model: the machine is for what is waited for
 """
 ATTACH = """%load_ext dtkit
 %dist_init --attach

@@ -81,6 +81,16 @@ def test_a_rank_in_a_collective_says_which(
     assert (places[1]["state"], places[1]["line"]) == ("python", 2)
 
 
+def test_a_rank_that_waits_in_horovods_layer_says_for_what_and_since_when(
+    prepared: dtkit.Session,
+) -> None:
+    prepared.execute("import horovod.torch as hvd\nhvd.init()")
+    cell = f"if rank == 0: time.sleep(0.5)\n{WAIT}\nhvd.allreduce(x, name='x')"
+    places = places_when(prepared, cell, lambda found: states(found) == ["collective", "python"])
+    assert (places[0]["operation"], places[0]["line"]) == ("hvd allreduce.x", 5)
+    assert places[0]["seconds"] < places[1]["seconds"] - 0.4
+
+
 def test_ddp_waits_in_its_backward(prepared: dtkit.Session) -> None:
     prepared.execute("model = DistributedDataParallel(nn.Linear(2, 2))")
     cell = f"{WAIT}\nmodel(x).sum().backward()"
@@ -130,3 +140,16 @@ def test_whoever_has_not_arrived_is_named(prepared: dtkit.Session) -> None:
     assert said.startswith("rank 1 has not arrived: rank 0 waits in all_reduce #")
     assert "rank 1 is in Python (cell line 2, " in said
     assert [place.state for place in prepared.where()] == ["idle", "idle"]
+
+
+def test_one_interrupt_is_enough_when_a_rank_has_ended_the_cell(prepared: dtkit.Session) -> None:
+    cell = "while rank == 0:\n    dist.all_reduce(torch.ones(1))"
+    _, requests, steps = prepared.running(cell)
+    for _ in steps:
+        places = prepared._engines.control("where")
+        if states(places) == ["collective", "idle"] and not requests.num_interrupts:
+            requests.interrupt()
+        threading.Event().wait(0.01)
+    assert requests.num_interrupts == 1
+    assert "rank 0 was in all_reduce (cell line 2) and was released" in requests.outcome
+    assert prepared.execute("dist.get_world_size()").results == {0: "2", 1: "2"}

@@ -182,6 +182,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "cloudpickle",
         "IPython",
         "dtkit._format",
+        "dtkit._ranks",
         "dtkit.checkpoint_files",
         "dtkit.packing",
         "dtkit.chunks",

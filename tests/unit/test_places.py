@@ -146,7 +146,7 @@ def test_who_waits_for_a_rank_that_has_ended_the_cell_is_named_after_some_second
 
     text = (
         "no step for 6.0 s: the cell has ended on rank 1, and rank 0 waits in vain in "
-        "all_reduce #3 (cell line 9): it makes more steps there. ■ twice frees all"
+        "all_reduce #3 (cell line 9): it makes more steps there. ■ frees all"
     )
     for idle_s, expected in ((4.0, ""), (6.0, text)):
         run = FakeRun(idle_s, 100.0)

@@ -273,6 +273,19 @@ def test_metrics_of_free_ranks_stand_at_the_rows_of_their_steps() -> None:
     assert state.view().staleness == ((0, 1), (2, 2))
 
 
+def test_a_metric_of_a_free_rank_stands_in_its_own_row_whoever_ended_a_step_meanwhile() -> None:
+    state = free(2)
+    state.handle(steps(0, 1, 2, time_s=[0.1, 0.3]))
+    state.handle(LogBatch(0, [0, 1, 2], [0.01, 0.05, 0.29], [{"a": 9.0}, {"a": 1.0}, {"a": 2.0}]))
+    state.handle(LogBatch(1, [1], [0.31], [{"b": 3.0}]))  # its row is not there yet
+    assert state.history()["step"].tolist() == []
+    state.handle(steps(1, 1, 1, time_s=[0.2]))
+    state.end("finished")
+    history = state.history()
+    assert history["a"].tolist() == pytest.approx([5.0, math.nan, 2.0], nan_ok=True)
+    assert history["b"].tolist() == pytest.approx([math.nan, 3.0, math.nan], nan_ok=True)
+
+
 def test_what_is_sent_now_and_then_counts_for_each_step() -> None:
     state = started(1)
     sent = [0.0] * 7 + [800.0]

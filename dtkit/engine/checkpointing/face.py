@@ -12,7 +12,8 @@ from dtkit.checkpoint_files import Manifest, newest
 from dtkit.engine.checkpointing.ranks import Ranks
 from dtkit.engine.checkpointing.read import load
 from dtkit.engine.checkpointing.write import Writer
-from dtkit.engine.process.agent import current_run
+from dtkit.engine.process.agent import agent, current_run
+from dtkit.engine.process.group import subgroup
 from dtkit.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -72,8 +73,7 @@ def checkpoint(folder: str | Path | None = None, /, **objects: Any) -> Pending:
         msg = "dtkit.checkpoint: outside a run name a folder and objects: ('ckpt', model=model)"
         raise CheckpointError(msg)
     folder = Path(folder).resolve()
-    group = dist.group.WORLD if dist.is_initialized() else None
-    ranks = Ranks(group)
+    ranks = Ranks(_group())
     step = ranks.together(lambda: _step_after(folder))[0]
     writer = Writer(folder, _KEEP, ranks, lambda _pending: None)
     pending = writer.save(objects, {}, step=step, epoch=0)
@@ -90,9 +90,11 @@ def resume(path: str | Path | None = None, /, **objects: Any) -> Start:
     gets from its DataLoader what was not trained on yet, in the same order; the
     random state of each rank is that of the checkpoint.
 
+    All ranks load the same one, or none: what fails on one fails on all.
+
     Args:
-        path: a checkpoint, or a folder of which the newest whole one is taken;
-            by default what `--resume` names.
+        path: a checkpoint, or a folder of which the newest whole one is taken, as
+            the first rank sees it; by default what `--resume` names.
         objects: by the names that they were saved under.
 
     Raises:
@@ -107,16 +109,13 @@ def resume(path: str | Path | None = None, /, **objects: Any) -> Start:
     source = current.resume_from if path is None and current is not None else path
     if source is None:
         return Start()
-    found = newest(Path(source).expanduser())
-    if found is None:
-        msg = f"dtkit.resume: no whole checkpoint in {source}"
-        raise CheckpointError(msg)
+    folder = Path(source).expanduser()
     if current is not None:
-        current.go_on_from(found)
+        found = current.go_on_from(folder)
     else:
-        is_group = dist.is_initialized()
-        place = (dist.get_rank(), dist.get_world_size()) if is_group else (0, 1)
-        load(found, objects, *place)
+        ranks = Ranks(_group())
+        found = ranks.agreed(folder)
+        ranks.each(lambda: load(found, objects, ranks.rank, ranks.num))
     manifest = Manifest.read(found)
     return Start(manifest.step, manifest.epoch, found)
 
@@ -124,6 +123,18 @@ def resume(path: str | Path | None = None, /, **objects: Any) -> Start:
 def _step_after(folder: Path) -> int:
     found = newest(folder)
     return Manifest.read(found).step + 1 if found is not None else 0
+
+
+def _group() -> dist.ProcessGroup | None:
+    """Return the group of the ranks that run the cell, or the script; None: it is one."""
+    try:
+        owner = agent()
+    except RuntimeError:  # a plain process
+        owner = None
+    if owner is None or owner.group is None:
+        return dist.group.WORLD if dist.is_initialized() else None
+    ranks = sorted(owner.cell_ranks) or range(owner.group.world_size)
+    return subgroup(owner.group, ranks, f"cell of generation {owner.group.generation}")
 
 
 def _current() -> Checkpoints | None:

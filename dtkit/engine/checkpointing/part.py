@@ -56,19 +56,36 @@ class Checkpoints(Part):
         """Let checkpoints hold these objects, and not what is found in the cell."""
         self._given = dict(objects)
 
-    def go_on_from(self, path: Path) -> None:
-        """Load the registered objects, the random state and the data position."""
+    def go_on_from(self, folder: Path) -> Path:
+        """Load the registered objects, the random state and the data position.
+
+        Args:
+            folder: a checkpoint, or a folder with some.
+
+        Returns:
+            The checkpoint, the same on all ranks.
+
+        Raises:
+            CheckpointError: there is none, or a rank cannot load it; on all ranks.
+        """
         position, ranks = self._run.position, self._ranks
-        extra = load(path, self._given, ranks.rank, ranks.num)
+        if self._pending is not None:  # it shall be the newest
+            with contextlib.suppress(CheckpointError):  # `_ended` has told it
+                self._pending.wait()
+        if self._run.wire is not None:
+            self._run.wire.before_collective()
+        path = ranks.agreed(folder)
+        extra = ranks.each(lambda: load(path, self._given, ranks.rank, ranks.num))
         optimizers = _optimizers(self._given)
         if self._run.autopilot is not None:
             self._run.autopilot.settle(optimizers.values())
         manifest = Manifest.read(path)
         where = f"{path.name} of {path.parent.parent.name} (epoch {manifest.epoch})"
-        if extra is None:
+        if not extra:
             position.step = manifest.step
+            by = f" on {ranks.num} ranks, written by {manifest.world_size}"
             self._say(
-                f"resumed from {where} on {ranks.num} ranks, written by {manifest.world_size}: "
+                f"resumed from {where}{by if extra is None else ', written outside of a run'}: "
                 "weights and optimizer, but neither random state, nor place in the epoch, nor what "
                 "compression had left out"
             )
@@ -79,6 +96,7 @@ class Checkpoints(Part):
             self._run.controls.change(0, extra.get("controls", {}))
             self._say(f"resumed from {where}")
         self.resume_from = None
+        return path
 
     def take(self, objects: dict[str, Any], mark: dict[str, Any] | None = None) -> Pending:
         """Begin to write a checkpoint of `objects`, of what was registered, or of what is found.

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-from dtkit.errors import CheckpointError
+from dtkit._ranks import format_ranks
+from dtkit.checkpoint_files import Manifest, newest
+from dtkit.errors import CheckpointError, DtkitError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 __all__ = ["Ranks", "reason"]
 
@@ -51,16 +54,57 @@ class Ranks:
         Raises:
             CheckpointError: it raised on some rank; on all of them, so that no rank is alone.
         """
+        cause = None
         try:
             mine: tuple[Any, str] = make(), ""
         except Exception as error:  # noqa: BLE001  it is told on every rank
-            mine = None, reason(error)
+            mine, cause = (None, reason(error)), error
         found: list[Any] = [mine]
         if self._group is not None:
             found = [None] * self.num
             dist.all_gather_object(found, mine, group=self._group)
-        self._check([{"error": error} for _, error in found])
+        try:
+            self._check([{"error": error} for _, error in found])
+        except CheckpointError as error:
+            # The user's own frames, where there may be some.
+            raise error from (None if isinstance(cause, DtkitError) else cause)
         return [value for value, _ in found]
+
+    def each(self, make: Callable[[], Any]) -> Any:
+        """Return what `make` gives on this rank, once it has given something on all of them.
+
+        Raises:
+            CheckpointError: it raised on some rank; on all of them. Alone: what it raised.
+        """
+        if self.num == 1:
+            return make()
+        made: list[Any] = []
+        self.together(lambda: made.append(make()))
+        return made[0]
+
+    def agreed(self, folder: Path) -> Path:
+        """Return the newest whole checkpoint of a folder, as the first rank that asks sees it.
+
+        Each by itself might choose another while one is being written. A collective.
+
+        Raises:
+            CheckpointError: there is none, or a rank does not see that one; on all ranks.
+        """
+        chosen: dict[Path, Path | None] = {}
+        for asked, found in self.together(lambda: (folder, newest(folder))):
+            chosen.setdefault(asked, found)
+        missing = [str(asked) for asked, found in chosen.items() if found is None]
+        if missing:
+            msg = f"dtkit.resume: no whole checkpoint in {', '.join(missing)}"
+            raise CheckpointError(msg)
+        path = chosen[folder]
+        assert path is not None  # noqa: S101  for the type checker: none is missing
+        seen: dict[Path, Manifest] = {}
+        for asked, manifest in self.together(lambda: (path, Manifest.read(path))):
+            if seen.setdefault(asked, manifest) != manifest:
+                msg = f"{asked} is not the same on all ranks: it needs a folder that all hosts see"
+                raise CheckpointError(msg)
+        return path
 
     def conclude(
         self,
@@ -114,10 +158,14 @@ class Ranks:
         return word
 
     def _check(self, words: list[dict[str, Any]]) -> None:
+        by_text: dict[str, list[int]] = {}
+        for number, word in zip(self.numbers, words, strict=False):
+            if word.get("error"):
+                by_text.setdefault(word["error"], []).append(number)
+        is_told = any(word.get("is_told") for word in words)
         texts = [
-            word["error"] if word.get("is_told") else f"rank {number}: {word['error']}"
-            for number, word in zip(self.numbers, words, strict=False)
-            if word.get("error")
+            text if is_told or 1 < len(ranks) == self.num else f"{format_ranks(ranks)}: {text}"
+            for text, ranks in by_text.items()
         ]
         if texts:
             raise CheckpointError("; ".join(texts))
@@ -142,4 +190,4 @@ def reason(error: BaseException) -> str:
             f"{told.filename} is not on {platform.node()}: checkpoints need a folder that all "
             "hosts see (%config DistMagics.runs_dir)"
         )
-    return str(told) if isinstance(told, CheckpointError) else f"{type(told).__name__}: {told}"
+    return str(told) if isinstance(told, DtkitError) else f"{type(told).__name__}: {told}"

@@ -57,7 +57,7 @@ class Dealt(Shares):
         self._num_passes = 0
 
     def _draw(self, shares: deque[Share]) -> Iterator[list[Any]]:
-        (_, then), self._skipped = self._skipped, (0, _do_nothing)
+        _, then = self._take_skipped()
         then()  # a pass that an earlier run had begun is begun anew
         self._begun()
         self._num_passes += 1
@@ -92,10 +92,6 @@ class Dealt(Shares):
             yield from batches
             if len(batches) < _CHUNK:
                 return
-
-
-def _do_nothing() -> None:
-    pass
 
 
 def _seed_all(seed: int) -> None:

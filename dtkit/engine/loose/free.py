@@ -112,10 +112,7 @@ class Free(Part):
         begun_s = time.perf_counter()
         self.exchange(self._flat.read())
         self._flat.write()
-        now_bytes = self.mesh.sent_bytes  # what others asked for meanwhile is in it
-        num_bytes = now_bytes - self._last_sent_bytes
-        self._last_sent_bytes = now_bytes
-        self._wire.on_sent(num_bytes, num_bytes)
+        self._count_sent()
         self._recorder.waited(time.perf_counter() - begun_s)
 
     def end(self, state: str) -> None:
@@ -125,9 +122,10 @@ class Free(Part):
         try:
             if state != "failed":
                 self._settle_all()
+                self._count_sent()
         finally:
             self._group.on_release.remove(self._cut)
-            self._wire.before_collective = _do_nothing
+            self._wire.before_collective = lambda: None
             self.hub.cut()
             self.mesh.close()
 
@@ -158,6 +156,12 @@ class Free(Part):
             staleness: updates of others that the step was computed without.
         """
         self._recorder.log({"divergence": float(divergence), "staleness": float(staleness)})
+
+    def _count_sent(self) -> None:
+        now_bytes = self.mesh.sent_bytes  # what others asked for meanwhile is in it
+        num_bytes = now_bytes - self._last_sent_bytes
+        self._last_sent_bytes = now_bytes
+        self._wire.on_sent(num_bytes, num_bytes)
 
     def _spread(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Take the leader's values: a rank that dies would end a collective for all."""
@@ -216,7 +220,3 @@ def _unpack(packed: torch.Tensor, tensors: list[torch.Tensor]) -> None:
         piece = packed[start : start + num_bytes].clone().view(tensor.dtype)
         tensor.data.copy_(piece.view(tensor.shape))
         start += num_bytes
-
-
-def _do_nothing() -> None:
-    pass

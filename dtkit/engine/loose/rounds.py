@@ -68,6 +68,7 @@ class Rounds(Part):
             self._num_weights = sum(t.numel() for t in trained)
             self._flat.read()
             self.begun()
+            self._wire.on_sent(0.0, 0.0)  # steps before the first round's end send nothing
 
     def after_step(self, optimizer: Optimizer, step: int) -> None:  # noqa: ARG002  a Part's
         """End the round if it was its last step."""

@@ -108,6 +108,11 @@ class Agent:
         """Whether a cell's own code is running, and not what comes after it."""
         return self._num_cells > 0 and not self._is_leaving
 
+    @property
+    def cell_ranks(self) -> tuple[int, ...]:
+        """The ranks that the last cell was sent to; empty where its sender does not tell."""
+        return tuple(self._parent.get("metadata", {}).get("dtkit_ranks", ()))
+
     def note_parent(self) -> None:
         """Remember the request that is running: events are sent as its output."""
         self._parent = self.kernel.get_parent("shell")

@@ -36,10 +36,15 @@ def begin(modules: Sequence[str]) -> None:
     def load_next() -> None:
         if not agent().is_busy:
             name = waiting.pop(0)
+            is_collecting = gc.isenabled()
+            gc.disable()  # it would go through what is loaded again and again: a fifth of the time
             try:
                 importlib.import_module(name)
             except Exception:  # whoever needs it will say so
                 logging.getLogger("dtkit").exception("%s cannot be loaded", name)
+            finally:
+                if is_collecting:
+                    gc.enable()
             if not waiting:
                 _freeze()
         if waiting:

@@ -73,15 +73,17 @@ def look(owner: Agent) -> Place:
     frames = _frames()
     line, file = _line(frames)
     cell_s = owner.cell_seconds
-    data_s = _data_seconds(frames)
-    if data_s is not None:
-        return Place("data", line, file, seconds=data_s)
     called = _called(frames)
+    data_s = _data_seconds(frames)
+    if data_s is not None and not called:  # what is divided is agreed on by all ranks
+        return Place("data", line, file, seconds=data_s)
     flight = _in_flight() if called or _may_wait(frames) else None
     if flight is None:
         # gloo's send and recv are in no record: the frame alone tells of them.
         state = "collective" if called else "python"
-        return Place(state, line, file, operation=called, seconds=cell_s)
+        handle = _handle(frames)
+        waiting_s = cell_s if handle is None else time.monotonic() - handle.submitted_s
+        return Place(state, line, file, operation=called, seconds=waiting_s)
     return Place(
         "collective",
         line,
@@ -99,15 +101,42 @@ def _group_text(name: str, description: str) -> str:
         return ""
     if description != "undefined":
         return f"group {description}"
+    members = _members(name)
+    return f"ranks {', '.join(map(str, members))}" if members else f"group {name}"
+
+
+def _members(name: str) -> list[int]:
+    """Return the ranks of the group that torch calls so; nothing if there is none."""
     for group, known in c10d._world.pg_names.copy().items():  # noqa: SLF001  no public way
         if known == name:
-            return f"ranks {', '.join(map(str, dist.get_process_group_ranks(group)))}"
-    return f"group {name}"
+            return dist.get_process_group_ranks(group)
+    return []
 
 
 def install(owner: Agent) -> None:
-    """Let the agent answer `where`."""
+    """Let the agent answer `where` and `collectives`."""
     owner.on("where", lambda _request: look(owner).to_dict())
+    owner.on("collectives", lambda _request: collectives(owner))
+
+
+def collectives(owner: Agent) -> dict[str, Any]:
+    """Return what this rank waits for, and how far it has come in each group, as JSON values.
+
+    waits: the collective that the main thread is in: its group, its number and operation there, and
+        the ranks that belong to it; None: in none that is numbered.
+    came: by group, number and operation of the newest that this rank has begun.
+    """
+    frames, entries = _frames(), [entry for entry in _recorded() if not entry["is_p2p"]]
+    waits = None
+    if owner.is_busy and (_called(frames) or _may_wait(frames)):
+        waits = next((entry for entry in entries if _is_under_way(entry)), None)
+    return {
+        "waits": waits and {
+            "group": _key(waits), "sequence": waits["collective_seq_id"],
+            "operation": waits["profiling_name"], "ranks": _members(waits["process_group"][0]),
+        },
+        "came": {_key(e): [e["collective_seq_id"], e["profiling_name"]] for e in entries},
+    }  # fmt: skip
 
 
 def _frames() -> list[FrameType]:
@@ -155,12 +184,21 @@ def _called(frames: list[FrameType]) -> str:
         name, file = frame.f_code.co_name, frame.f_code.co_filename
         if file.endswith("torch/distributed/distributed_c10d.py") and hasattr(dist, name):
             return name
-        if file.endswith("dtkit/horovod/controller.py"):
-            if name == "wait":
-                return f"hvd {frame.f_locals['self'].name}"
-            if name == "submit":  # rank 0 may not take what is sent
-                return f"hvd {frame.f_locals['name']}"
-    return ""
+        if file.endswith("dtkit/horovod/controller.py") and name == "submit":
+            return f"hvd {frame.f_locals['name']}"  # rank 0 may not take what is sent
+    handle = _handle(frames)
+    return "" if handle is None else f"hvd {handle.name}"
+
+
+def _handle(frames: list[FrameType]) -> Any:
+    """Return the handle for which Horovod’s layer, which is above this one, waits; None: none.
+
+    What is small there is no collective of torch's.
+    """
+    for frame in frames:
+        if frame.f_code.co_qualname == "Handle.wait":
+            return frame.f_locals["self"]
+    return None
 
 
 def _may_wait(frames: list[FrameType]) -> bool:
@@ -173,11 +211,22 @@ def _may_wait(frames: list[FrameType]) -> bool:
 
 
 def _in_flight() -> dict[str, Any] | None:
-    """Return the oldest collective that has not ended, from torch's flight recorder."""
+    """Return the oldest collective that has not ended."""
+    return next(filter(_is_under_way, _recorded()), None)
+
+
+def _recorded() -> list[dict[str, Any]]:
+    """Return the last collectives of all groups from torch's flight recorder, oldest first."""
     # No public way, and no type stub of it.
     dump = import_module("torch._C._distributed_c10d")._dump_fr_trace_json  # noqa: SLF001
-    record = json.loads(dump())
-    for entry in record.get("entries", ()):
-        if not entry["retired"] and entry["state"] != "completed":
-            return dict(entry)
-    return None
+    found: list[dict[str, Any]] = json.loads(dump()).get("entries", [])
+    return found
+
+
+def _is_under_way(entry: dict[str, Any]) -> bool:
+    return not entry["retired"] and entry["state"] != "completed"
+
+
+def _key(entry: dict[str, Any]) -> str:
+    """Return what a group of collectives that are numbered together is called on all ranks."""
+    return f"{entry['process_group'][0]} {entry['profiling_name'].partition(':')[0]}"

@@ -62,9 +62,9 @@ class Wire:
         self.compression: Compression = compression or Compression()
         self.on_sent = on_sent
         self.memory: Memory = Memory()
-        self.on_launch: Callable[[Bucket], None] = _ignore
+        self.on_launch: Callable[[Bucket], None] = lambda _bucket: None
         """Called with each bucket just before its averaging begins: it holds the rank's own."""
-        self.before_collective: Callable[[], None] = _do_nothing
+        self.before_collective: Callable[[], None] = lambda: None
         """Called before this rank waits for all others, not to average but to agree."""
         self.spread: Callable[[Sequence[torch.Tensor]], bool] = self._broadcast
         """Called with what all ranks shall have as the first one has it; returns whether all do."""
@@ -209,11 +209,3 @@ def num_gathered_bytes(num_bytes: float, world_size: int) -> float:
 
 def _num_bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def _do_nothing() -> None:
-    return None
-
-
-def _ignore(_bucket: Bucket) -> None:
-    return None
