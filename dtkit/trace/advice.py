@@ -33,7 +33,7 @@ _BY_CHANCE = (
 )
 _IDLE = (
     "{share:.0%} of the step is neither data, computing nor communication: what the cell does "
-    "between steps (printing, plotting, evaluating)."
+    "between steps (printing, plotting, evaluating, starting a DataLoader's workers)."
 )
 
 

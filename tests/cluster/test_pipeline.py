@@ -120,6 +120,11 @@ def test_what_cannot_be_is_refused(rig: Rig, options: str, answer: str) -> None:
         rig.train(cell_for("mlp", pipe(options), LOSS))
 
 
+def test_a_model_that_has_no_layers_in_a_row_is_refused(rig: Rig) -> None:
+    with pytest.raises(RankError, match=r"GPT is neither an nn\.Sequential nor a list of layers"):
+        rig.session.execute("dtkit.pipeline(GPT(), F.cross_entropy)")
+
+
 def test_autocast_is_for_the_layers(rig: Rig) -> None:
     with pytest.raises(RankError, match="--amp bf16: the forward passes of a pipeline"):
         rig.train(cell_for("mlp", pipe(), LOSS), amp="bf16")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -189,7 +190,7 @@ def pipeline(
     group = group_here("dtkit.pipeline")
     world_size = dist.get_world_size(group)
     width = num_ranks or world_size
-    whole = model if isinstance(model, nn.Sequential) else nn.Sequential(*model)
+    whole = _in_a_row(model)
     layers = list(whole)
     wanted = num_stages or width * schedules.stages_per_rank(schedule)
     microbatches = num_microbatches or 2 * wanted
@@ -208,6 +209,17 @@ def pipeline(
     mark(whole, layout)
     say(group, f"{text}; {schedule}, {microbatches} micro-batches")
     return Pipeline(whole, loss_fn, layout, ranges, (schedule, microbatches))
+
+
+def _in_a_row(model: object) -> nn.Sequential:
+    """Return a model, or a list of layers, as layers that follow each other."""
+    if not isinstance(model, Iterable):
+        msg = (
+            f"dtkit.pipeline: {type(model).__name__} is neither an nn.Sequential nor a list of "
+            "layers: name its layers, each of which takes what the one before returns"
+        )
+        raise InvalidInputError(msg)
+    return model if isinstance(model, nn.Sequential) else nn.Sequential(*model)
 
 
 def _check_ranks(world_size: int, width: int, num_stages: int, num_layers: int) -> None:
