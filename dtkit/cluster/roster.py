@@ -36,6 +36,7 @@ class Roster:
         self._engine_of = {slot.rank: slot.engine for slot in slots}
         self._rank_of = {slot.engine: slot.rank for slot in slots}
         self._lost: dict[int, str] = {}
+        self._final: set[int] = set()
         self._replaced: dict[int, str] = {}
         self._broken = ""
         self._wake: Callable[[], None] = lambda: None
@@ -62,14 +63,28 @@ class Roster:
         """Return how a rank's engine ended last, with its last words; a new one may be there."""
         return self._lost.get(rank) or self._replaced.get(rank, "its engine ended")
 
+    def can_return(self, ranks: Iterable[int]) -> bool:
+        """Whether new engines can be started for these ranks."""
+        return not self._final & set(ranks)
+
+    def remedy(self, ranks: Iterable[int]) -> str:
+        """Return what to do about lost ranks."""
+        if not self.can_return(ranks):
+            return (
+                "%dist_pull what the others hold, %dist_shutdown, and %dist_init without that host"
+            )
+        return f"%dist_restart {','.join(map(str, ranks))} puts a new engine in its place"
+
     @property
     def broken(self) -> str:
         """Why no engine can be reached any more; empty if they can."""
         return self._broken
 
-    def note_death(self, rank: int, text: str) -> None:
-        """Count a rank's engine as lost."""
+    def note_death(self, rank: int, text: str, *, is_final: bool = False) -> None:
+        """Count a rank's engine as lost, and finally so where no other can be started."""
         self._lost[rank] = text
+        if is_final:
+            self._final.add(rank)
         self._wake()
 
     def note_return(self, ranks: Iterable[int]) -> None:
@@ -124,6 +139,5 @@ class Roster:
         gone = sorted(set(self._lost) & set(ranks))
         if gone:
             words = "; ".join(f"rank {rank}: {self._lost[rank]}" for rank in gone)
-            names = ",".join(map(str, gone))
-            msg = f"{words}\n%dist_restart {names} puts a new engine in its place"
+            msg = f"{words}\n{self.remedy(gone)}"
             raise EngineDiedError(msg)

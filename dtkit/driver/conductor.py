@@ -188,12 +188,12 @@ class Conductor:
             return ""
         freed = freed_text(supervisor.places, len(self._engines.ranks))
         if lost and not (auto_restart or supervisor.replaced):
-            names = ",".join(map(str, lost))
-            new = f"%dist_restart {names} puts a new engine in its place"
+            new = self._engines.remedy(lost)
             if len(lost) == len(self._engines.ranks):
                 return new
             kept = f"{'their state' if freed else 'the state of the others'} is kept. {new}"
-            return "; ".join(filter(None, [freed, f"{kept}, --refill with the state of another"]))
+            refill = ", --refill with the state of another" * self._engines.can_return(lost)
+            return "; ".join(filter(None, [freed, kept + refill]))
         if not lost:
             self._repair.rebuild()
             return "; ".join(filter(None, [freed, "group rebuilt; state kept"]))

@@ -14,7 +14,7 @@ from patience import wait_until
 from test_ssh import WAIT, wait_in_a_collective
 
 import dtkit
-from dtkit.errors import RankError, StartError
+from dtkit.errors import EngineDiedError, RankError, StartError
 from dtkit.guard.record import find_records
 from testbed.sshd import SshHosts, why_no_ssh_hosts
 
@@ -106,6 +106,11 @@ def test_a_host_that_is_cut_off_is_given_up(hosts: SshHosts, session: dtkit.Sess
         )
     (cause,) = caught.value.causes
     assert (cause.rank, cause.ename) == (1, "EngineDied")
+    # No engine can be started there, so that none is promised.
+    assert "%dist_init without that host" in str(caught.value)
+    assert "%dist_restart" not in str(caught.value)
+    with pytest.raises(EngineDiedError, match="%dist_init without that host"):
+        session.execute("kept")
     assert session.execute("kept", ranks=[0]).results == {0: "'state'"}
     with pytest.raises(StartError, match="host host-b is gone"):
         session.restart()

@@ -203,4 +203,5 @@ class AgentsCluster(HostCluster):
                     slot.rank,
                     f"host {slot.host} is gone: its agent has ended or cannot be reached any more, "
                     "and all engines there with it",
+                    is_final=True,
                 )
