@@ -227,7 +227,10 @@ class SessionCore:
     def _close(self, *, is_hurried: bool) -> None:
         with self._ending:
             if self._forget():
-                self._cluster.stop(is_hurried=is_hurried)
+                try:
+                    self._cluster.stop(is_hurried=is_hurried)
+                finally:
+                    self._close_boards()
 
     def _forget(self) -> bool:
         """Let go of the session; return whether it was open."""
@@ -237,9 +240,12 @@ class SessionCore:
         atexit.unregister(self._close_at_exit)
         if Registry.session is self:
             Registry.session = None
+        return True
+
+    def _close_boards(self) -> None:
+        """End TensorBoard, after the engines: Jupyter kills a kernel that takes seconds to end."""
         if self._boards is not None:
             self._boards.close()
-        return True
 
     def _close_at_exit(self) -> None:
         """End the session with its kernel, or leave a run to go on without it.
@@ -254,6 +260,7 @@ class SessionCore:
             requests.is_left = True
             if self._forget():
                 self._cluster.leave()
+                self._close_boards()
         else:
             self._close(is_hurried=True)
 

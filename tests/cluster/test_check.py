@@ -9,6 +9,7 @@ import pytest
 from rig import DIGITS
 
 from dtkit.errors import InvalidInputError, RankError
+from dtkit.guard.processes import Identity
 from dtkit.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -112,3 +113,22 @@ def test_after_gossip_the_ranks_are_equal_too(session3: dtkit.Session) -> None:
     found = session3.check()
     assert found.is_equal, found
     assert any("samples, disjoint, all 1,797 of them" in line for line in found.lines)
+
+
+def test_engines_do_not_wait_until_tensorboard_has_ended(session3: dtkit.Session) -> None:
+    """Jupyter kills a kernel that takes seconds to end; what it has not ended by then lives on.
+
+    The last test here, since it ends the session.
+    """
+
+    class Board:
+        living: list[bool] | None = None
+
+        def close(self) -> None:
+            self.living = [process.is_alive for process in processes]
+
+    processes = [found for pid in session3.pids() if (found := Identity.of(pid))]
+    session3._boards = board = Board()  # type: ignore[assignment]
+    session3.close()
+    assert processes
+    assert board.living == [False] * len(processes)
