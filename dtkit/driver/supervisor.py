@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dtkit.driver.boundary import Boundary
 from dtkit.driver.deadlock import Deadlock
 from dtkit.driver.failures import failure_of
+from dtkit.driver.interrupts import Interrupts
 from dtkit.errors import RankError
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Supervisor:
         self._has_steps = has_steps
         self._is_free = is_free
         self._boundary = Boundary(engines, note, is_free=is_free)
+        self._interrupts = Interrupts(engines)
         self._deadlock = Deadlock(engines)
         self.phase: str = "running"
         """running, pausing, paused, stopping or interrupting."""
@@ -208,8 +210,7 @@ class Supervisor:
             if self._has_steps:
                 self._is_halted = self._boundary.halt(ranks, "stop")
             else:
-                self._interrupt(ranks)
-                self._is_halted = True
+                self._is_halted = self._interrupts.send(ranks)
         # No boundary comes where ranks wait for one that has ended the cell.
         elif self._deadlock.look(ranks, tuple(self._execution.replies)):
             self._release(ranks)

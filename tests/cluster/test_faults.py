@@ -228,6 +228,21 @@ get_ipython().events.register("pre_run_cell", late)
     assert_all_is_well(prepared)
 
 
+def test_an_interrupt_reaches_ranks_that_have_not_come_to_the_cell_yet(
+    prepared: dtkit.Session,
+) -> None:
+    prepared.execute("""\
+import time
+get_ipython().kernel.io_loop.call_later(0.01, time.sleep, 1.0)  # the next cell waits meanwhile
+""")
+    _, requests, steps = prepared.running("for _ in range(200): time.sleep(0.1)")
+    requests.interrupt()
+    for _ in steps:
+        requests.alarm.wait(0.02)
+    assert max(map(int, prepared.execute("_").results.values())) < 199  # where they were stopped
+    assert_all_is_well(prepared)
+
+
 @pytest.mark.parametrize("call", ["exit()", "quit()", "import sys\nsys.exit(3)"])
 def test_a_cell_that_exits_ends_and_the_rank_stays(prepared: dtkit.Session, call: str) -> None:
     with pytest.raises(RankError, match="SystemExit"):
