@@ -50,6 +50,8 @@ class TensorBoard:
             [sys.executable, "-c", _CODE, "--logdir", str(folder), "--host", "127.0.0.1",
              "--port", "0", "--load_fast", "false", "--reload_interval", "2"],
             stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT,
+            # A kernel that is shut down signals its whole group, itself too, if a child is in it.
+            start_new_session=True,
         )  # fmt: skip
         try:
             self.port = self._wait_for_port()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import urllib.request
@@ -120,6 +121,7 @@ def test_tensorboard_runs_on_loopback_and_ends_with_its_owner(
     owned_pids.add(board.pid)
     try:
         assert rig2.session.tensorboard().pid == board.pid
+        assert os.getpgid(board.pid) != os.getpgrp()
         with urllib.request.urlopen(f"http://127.0.0.1:{board.port}/data/runs") as answer:
             assert "board/tensorboard" in json.load(answer)
         listening = [c for c in psutil.Process(board.pid).net_connections() if c.status == "LISTEN"]
