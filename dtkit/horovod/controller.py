@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["Collective", "Controller", "Handle"]
 
 _CYCLE_S = 1e-3
-"""A name is not free before: Horovod's cycle, in which a second tensor of a name is an error."""
+"""Nothing is done before: Horovod's cycle, in which a second tensor of a name is an error, and
+`hvd.poll` is False. What is small is done at once where the others wait for this rank."""
 _MAX_RESERVED = 64
 _SILENT_S = 0.5
 """A rank that has waited so long says so: if all do, what they wait for never comes."""
@@ -61,7 +62,6 @@ class Handle:
         self._taking = threading.Lock()
         """Held while the result is made, which is done once."""
         self.submitted_s: float = time.monotonic()
-        self.free_s: float = self.submitted_s + _CYCLE_S
         self._error: BaseException | None = None
         self._result: Any = None
 
@@ -88,11 +88,14 @@ class Handle:
         self._launched.set()
 
     def is_done(self) -> bool:
-        """Return whether `wait` would return at once."""
+        """Return whether `wait` would return at once; False until the cycle ends."""
         if not self._launched.is_set():
             return False
         collective = self._collective
-        return self._error is not None or collective is None or collective.is_done()
+        if collective is None:
+            return True
+        is_over = time.monotonic() >= self.submitted_s + _CYCLE_S
+        return is_over and (self._error is not None or collective.is_done())
 
     def wait(self) -> Any:
         """Return the result, once it is there; the same again when asked again.
@@ -218,7 +221,7 @@ class Controller:
     def _is_reserved(self, key: tuple[int, str]) -> bool:
         """Whether a tensor of this name may still be under way."""
         handle = self._reserved.get(key)
-        return handle is not None and (time.monotonic() < handle.free_s or not handle.is_done())
+        return handle is not None and not handle.is_done()
 
     def _start(self, answer: Message) -> None:
         if "broken" in answer:
