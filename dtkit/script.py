@@ -26,12 +26,15 @@ from dtkit.engine.reduce.wire import Wire
 from dtkit.engine.stepping import Stepping
 from dtkit.engine.watch import Watch
 from dtkit.events import Note, RankStarted
+from dtkit.horovod.engine import report_to
 from dtkit.horovod.place import place_of
 from dtkit.horovod.rendezvous import make_group
 from dtkit.options import RunOptions
 from dtkit.recipe import Recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dtkit.driver.runs.run import Run
     from dtkit.engine.parallel.layout import Layout
 
@@ -100,6 +103,8 @@ class Training:
         self._stack.enter_context(observing(watch))
         if self._autopilot is not None:
             self._stack.enter_context(self._autopilot.flying())
+        report_to(self)
+        self._stack.callback(report_to, None)
 
     def end(self) -> None:
         """Take the help away; what was trained stays."""
@@ -111,6 +116,19 @@ class Training:
         dist.barrier()
         if self._run is not None:
             self._run.end("finished")
+
+    def stand_back(self, params: Sequence[torch.Tensor], reason: str) -> None:
+        """Leave parameters, and how data is divided, to whoever distributes them already."""
+        if self._autopilot is not None:
+            self._autopilot.stand_back(params, reason)
+
+    def waited(self, seconds: float) -> None:
+        """Note that this rank has waited so long for others, until now."""
+        self._recorder.waited(seconds)
+
+    def sent(self, sent_bytes: float, raw_bytes: float) -> None:
+        """Note what this rank sends, and would send uncompressed."""
+        self._recorder.sent(sent_bytes, raw_bytes)
 
     def _make_autopilot(self, recipe: Recipe, world_size: int) -> Autopilot | None:
         group = dist.group.WORLD

@@ -1,4 +1,4 @@
-"""What this layer asks of the notebook's engine, if it runs on one."""
+"""What this layer asks of the notebook's engine, and what it tells the run that goes on."""
 
 from __future__ import annotations
 
@@ -15,19 +15,36 @@ if TYPE_CHECKING:
 
     import torch
 
-    from dtkit.engine.process.agent import Agent
+    from dtkit.engine.process.agent import Agent, Averaged
     from dtkit.horovod.patience import Patience
 
 __all__ = [
     "engine_place",
     "on_release",
     "recording_links",
+    "report_to",
     "say_goodbye",
     "sending",
     "stand_back",
     "waited",
     "waiting_for_all",
 ]
+
+
+class _Script:
+    """In a process that is no engine."""
+
+    run: Averaged | None = None
+
+
+def report_to(run: Averaged | None) -> None:
+    """Let a script's run be told of what happens here; None: no longer."""
+    _Script.run = run
+
+
+def _run() -> Averaged | None:
+    owner = _agent()
+    return _Script.run if owner is None else owner.run
 
 
 def _agent() -> Agent | None:
@@ -104,20 +121,20 @@ def on_release(free: Callable[[], None]) -> Callable[[], None]:
 
 def stand_back(params: Sequence[torch.Tensor]) -> None:
     """Let the run that is going on leave these parameters to `hvd.DistributedOptimizer`."""
-    owner = _agent()
-    if owner is not None and owner.run is not None:
-        owner.run.stand_back(params, "hvd.DistributedOptimizer combines its gradients")
+    run = _run()
+    if run is not None:
+        run.stand_back(params, "hvd.DistributedOptimizer combines its gradients")
 
 
 def sending(sent_bytes: float, raw_bytes: float) -> None:
     """Tell the run that is going on what this rank sends, and would send uncompressed."""
-    owner = _agent()
-    if owner is not None and owner.run is not None:
-        owner.run.sent(sent_bytes, raw_bytes)
+    run = _run()
+    if run is not None:
+        run.sent(sent_bytes, raw_bytes)
 
 
 def waited(seconds: float) -> None:
     """Tell the run that is going on that this rank has waited so long for others, until now."""
-    owner = _agent()
-    if owner is not None and owner.run is not None:
-        owner.run.waited(seconds)
+    run = _run()
+    if run is not None:
+        run.waited(seconds)

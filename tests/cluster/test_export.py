@@ -31,31 +31,50 @@ for x, y in DataLoader(train_set, batch_size=64, shuffle=True):
     loss.backward()
     optimizer.step()
 """
-
-
-@pytest.mark.parametrize(
-    ("launcher", "recipe"),
-    [
-        (("torchrun", "--nproc-per-node", "2"), Recipe(batch="global")),
-        (
-            ("mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "2", sys.executable),
-            Recipe(compress="fp16"),
-        ),
-    ],
-    ids=["torchrun", "mpirun"],
+HOROVOD = """
+import horovod.torch as hvd
+from torch.utils.data import Subset
+hvd.init()
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+optimizer = hvd.DistributedOptimizer(
+    torch.optim.SGD(model.parameters(), lr=0.1), named_parameters=model.named_parameters()
 )
+hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+mine = Subset(train_set, range(hvd.rank(), len(train_set), hvd.size()))  # nobody else divides it
+for x, y in DataLoader(mine, batch_size=32):
+    optimizer.zero_grad()
+    loss = cross_entropy(model(x), y)
+    loss.backward()
+    optimizer.step()
+"""
+
+
+Case = tuple[tuple[str, ...], Recipe, str, str]
+BY_TORCHRUN: Case = (
+    ("torchrun", "--nproc-per-node", "2"),
+    Recipe(batch="global", compress="fp16"),
+    CELL,
+    "1 model broadcast, 1 DataLoader sharded",
+)
+BY_MPIRUN: Case = (
+    ("mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "2", sys.executable),
+    Recipe(),
+    HOROVOD,
+    "hvd.DistributedOptimizer combines its gradients",
+)
+
+
+@pytest.mark.parametrize("case", [BY_TORCHRUN, BY_MPIRUN], ids=["torchrun", "mpirun"])
 def test_the_losses_are_those_of_the_notebook(
-    rig2: Rig,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    launcher: tuple[str, ...],
-    recipe: Recipe,
+    rig2: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: Case
 ) -> None:
-    run = rig2.session.train(CELL, recipe=recipe)
+    launcher, recipe, cell, summary = case
+    run = rig2.session.train(cell, recipe=recipe)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(Path(dtkit.__file__).parents[1]))
-    cells = [Cell(1, f"%%dist\n{DIGITS}"), Cell(2, f"%%dist_train {recipe}\n{CELL}")]
+    cells = [Cell(1, f"%%dist\n{DIGITS}"), Cell(2, f"%%dist_train {recipe}\n{cell}")]
     path = write_script("train.py", cells, {2: recipe})
     command = [str(BIN / launcher[0]), *launcher[1:], str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
@@ -63,6 +82,7 @@ def test_the_losses_are_those_of_the_notebook(
     exported = Run.load(tmp_path / "dtkit_runs/train")
     assert exported.state == "finished"
     assert exported.recipe == recipe
-    assert re.search("1 model broadcast, 1 DataLoader sharded", done.stderr)
+    assert re.search(summary, done.stderr)
     assert exported.history.num_steps == run.history.num_steps > 10
     np.testing.assert_allclose(exported.history["loss"], run.history["loss"], rtol=1e-5)
+    np.testing.assert_allclose(exported.history["sent_bytes"], run.history["sent_bytes"])

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dtkit.engine.process.group import Group
     from dtkit.events import Event
 
-__all__ = ["Agent", "agent", "current_run", "install"]
+__all__ = ["Agent", "Averaged", "agent", "current_run", "install"]
 
 Request = dict[str, Any]  # Any: JSON
 
@@ -37,13 +37,8 @@ _DRAIN_TIMEOUT_S = 0.5
 _DRAIN_STEP_S = 0.0005
 
 
-class Run(Protocol):
-    """What is asked of a run through the agent."""
-
-    ranks: tuple[int, ...]
-
-    def answer(self, request: Request) -> Request:
-        """Answer a control request that is about the run."""
+class Averaged(Protocol):
+    """What is told by whoever else averages gradients."""
 
     def stand_back(self, params: Sequence[Any], reason: str) -> None:
         """Leave parameters to whoever distributes them already."""
@@ -53,6 +48,15 @@ class Run(Protocol):
 
     def sent(self, sent_bytes: float, raw_bytes: float) -> None:
         """Note what the rank sends to average gradients, and what it would send uncompressed."""
+
+
+class Run(Averaged, Protocol):
+    """What is asked of a run through the agent."""
+
+    ranks: tuple[int, ...]
+
+    def answer(self, request: Request) -> Request:
+        """Answer a control request that is about the run."""
 
 
 class Agent:
