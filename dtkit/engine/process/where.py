@@ -35,6 +35,7 @@ _COMMUNICATING = (
     "dtkit/engine/reduce/",
 )
 _BACKWARD = "_engine_run_backward"
+_NUM_LOOKS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,16 @@ class Place:
 
 def look(owner: Agent) -> Place:
     """Return where the main thread is now."""
+    place = _look(owner)
+    for _ in range(_NUM_LOOKS):
+        if place.state != "collective" or (place.line, place.file) == _line(_frames()):
+            break
+        # It went on between the two readings, of its frames and of what is under way.
+        place = _look(owner)
+    return place
+
+
+def _look(owner: Agent) -> Place:
     if not owner.is_busy:
         return Place("idle")
     frames = _frames()
