@@ -62,7 +62,6 @@ class AllReduce(Started):
     """
 
     kind = "allreduce"
-    is_gathered = False
 
     def __init__(
         self,
@@ -103,7 +102,8 @@ class AllReduce(Started):
         Rank 0 adds them up and answers with the sum: once there and back, and no threads of gloo.
         """
         super().prepare(eager_bytes)
-        if len(self._buffers) != 1 or self._op not in (Op.AVERAGE, Op.SUM) or self.is_gathered:
+        is_sum = self._op in (Op.AVERAGE, Op.SUM) and "is_gathered" not in self.meta
+        if len(self._buffers) != 1 or not is_sum:
             return
         ((_, buffer),) = self._buffers
         num_bytes = buffer.nbytes * (self.group.size() - 1)
@@ -135,7 +135,7 @@ class AllReduce(Started):
         num_bytes = sum(buffer.nbytes for _, buffer in self._buffers)
         if self.payload is not None:  # rank 0 sends the others what it has combined
             return num_bytes * (1 if dist.get_rank() else self.group.size() - 1)
-        is_gathered = self._op is Op.ADASUM or self.is_gathered
+        is_gathered = self._op is Op.ADASUM or "is_gathered" in self.meta
         count = num_gathered_bytes if is_gathered else num_reduced_bytes
         return count(num_bytes, self.group.size())
 
@@ -203,8 +203,6 @@ class Gathered(AllReduce):
 
     Zeros, which a rank that has joined contributes, stand for zeros under every method.
     """
-
-    is_gathered = True
 
     def __init__(
         self, tensors: Sequence[torch.Tensor], op: Op, group: dist.ProcessGroup, *, mark: Any = None
